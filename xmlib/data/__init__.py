@@ -1,0 +1,1 @@
+"""Collections: passages, queries and relevance judgements, and where they come from."""
