@@ -1,0 +1,151 @@
+"""Masked-LM pre-training of a small X-MOD from scratch, one adapter per language from the start (Figure 1a).
+
+Text in, a folder out that `transformers` opens as `XmodForMaskedLM` and `XmodModel`, with a Unigram tokenizer of its own
+in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<mask>` last.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast, XmodConfig, XmodForMaskedLM
+
+from xmlib import xmod
+from xmlib.languages import adapter_name
+from xmlib.tokens import Layout, tokenize_passages
+from xmlib.training import Loop, Recipe
+
+MASKED = 0.15  # share of tokens to predict; of these 80 % become <mask>, 10 % a random token (Devlin et al., 2019)
+MARKERS = ("[Q]", "[P]")  # in the vocabulary from the start, so that fine-tuning need not grow it
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer over NFKC text with `▁` for the space, trained on `texts` of all languages together."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", *MARKERS]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - 1, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(["<mask>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        additional_special_tokens=list(MARKERS),
+    )
+
+
+def new_xmod(
+    tokenizer: PreTrainedTokenizerFast,
+    langs: Sequence[str],
+    hidden: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    intermediate: int | None = None,
+    longest: int = 256,
+    seed: int = 42,
+) -> XmodForMaskedLM:
+    """A freshly initialised X-MOD in the shape of xmod-base, only smaller, with an adapter for each of `langs`."""
+    torch.manual_seed(seed)
+    config = XmodConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate or 4 * hidden,
+        max_position_embeddings=longest + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,  # a small model that sees its text a few times has nothing to forget
+        attention_probs_dropout_prob=0.0,
+        languages=[adapter_name(lang) for lang in langs],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return XmodForMaskedLM(config)
+
+
+def pretrain(
+    model: XmodForMaskedLM,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: dict[str, Sequence[str]],
+    recipe: Recipe,
+    checkpoint: str | Path | None = None,
+    max_length: int = 64,
+    smoothing: float = 0.5,
+    progress: bool = True,
+) -> Loop:
+    """The loop that trains `model` on `texts` (language → texts) by masked-LM; iterate over it, or call its `run`.
+
+    A batch mixes languages: each is drawn with a probability proportional to (its tokens) ** `smoothing`, so that a
+    language with little text is seen more often than its share.
+    """
+    layout = Layout(passage_length=max_length, query_marker=None, passage_marker=None, mask_punctuation="none")
+    streams = {lang: tokenize_passages(tokenizer, lines, layout) for lang, lines in texts.items()}
+    langs = list(streams)
+    weight = np.array([len(streams[lang].ids_T) for lang in langs], dtype=np.float64) ** smoothing
+    specials = len(MARKERS) + 4
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([recipe.seed, step])
+        counts = rng.multinomial(recipe.batch_size, weight / weight.sum())
+        parts = [(lang, streams[lang].take(rng.integers(len(streams[lang]), size=n))) for lang, n in zip(langs, counts, strict=True)]
+        ids_T = np.concatenate([part.ids_T for _, part in parts])
+        lengths_B = np.concatenate([part.lengths_B for _, part in parts]).tolist()
+        langs_B = [lang for lang, part in parts for _ in range(len(part))]
+        inputs_T, chosen = mask_tokens(ids_T, tokenizer.mask_token_id, specials, rng)
+        device = model.lm_head.bias.device
+        hidden_TH = xmod.encode(model.roberta, torch.from_numpy(inputs_T), lengths_B, langs_B)
+        logits = model.lm_head(hidden_TH[torch.from_numpy(chosen).to(device)])
+        return F.cross_entropy(logits, torch.from_numpy(ids_T[chosen]).to(device))
+
+    return Loop(model, loss_of, recipe, checkpoint, title="pre-train X-MOD", progress=progress)
+
+
+def mask_tokens(
+    ids_T: np.ndarray, mask_id: int, specials: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corrupt a stream for masked-LM. Returns the input ids and the rows to predict.
+
+    Ids below `specials` are markers of the sequence and are never chosen; `mask_id` is also the size of the vocabulary
+    without `<mask>`, which is last.
+    """
+    chosen = np.flatnonzero((ids_T >= specials) & (rng.random(len(ids_T)) < MASKED))
+    inputs_T = ids_T.copy()
+    dice = rng.random(len(chosen))
+    inputs_T[chosen[dice < 0.8]] = mask_id
+    random = chosen[(dice >= 0.8) & (dice < 0.9)]
+    inputs_T[random] = rng.integers(specials, mask_id, size=len(random))
+    return inputs_T, chosen
+
+
+def save(model: XmodForMaskedLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write the folder that `Retriever.from_encoder` and `transformers` open."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Text for masked-LM training: one sentence or short passage a line, plain or gzipped UTF-8."""
+    import gzip
+
+    path = Path(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return [line for line in map(str.strip, file) if line]

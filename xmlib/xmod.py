@@ -1,0 +1,226 @@
+"""The packed X-MOD encoder: one stream of real tokens, each sequence routed through its own language's adapters.
+
+`transformers.XmodModel` pads a batch, then walks every adapter of every layer with a boolean mask. Here the tokens of
+all texts lie behind one another in one stream without padding. Everything that works token by token (embeddings,
+projections, feed-forward, layer norms, adapters) runs on that stream; sequences of one language lie side by side, so
+that an adapter is applied to one slice. Only attention sees sequences: it gathers those of similar length.
+
+The functions work on the parameters of a stock `XmodModel`, which stays the thing that is trained, saved and loaded.
+The language of every text is an argument. Nothing here guesses it, and `config.default_language` is never consulted.
+
+Axes:  T tokens of the stream · B sequences · N sequences of one attention bucket · L their padded length · H hidden
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import XmodModel
+
+from xmlib.languages import adapter_of
+
+BUCKET = 8  # sequences whose lengths round up to the same multiple attend together; at most 7 slots are padding
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences that attend together: slots `first` … `first + N·L - 1`, row by row."""
+
+    first: int
+    shape: tuple[int, int]  # N, L
+    keys_NL: torch.Tensor | None  # bool: the slot may be attended to; None where all may
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where sequences lie in the stream: all that the layers need to know, computed once per batch."""
+
+    order_T: torch.Tensor | None  # stream row -> row of the caller's tokens; None where they are the same
+    positions_T: torch.Tensor  # position embedding of each stream row
+    spans: list[tuple[str, int, int]]  # (adapter, first row, last row + 1)
+    buckets: list[Bucket]
+    rows_P: torch.Tensor | None  # slot -> stream row, any row for padding; None where slots and rows are the same
+    slot_T: torch.Tensor  # stream row -> slot
+
+
+def pack(
+    lengths_B: Sequence[int],
+    adapters_B: Sequence[str],
+    padding_idx: int,
+    attended_T: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Packing:
+    """Plan the stream for sequences of the given lengths (all at least 1) and adapters.
+
+    `attended_T` (bool, in the caller's order) marks tokens that others may attend to; None means all.
+    """
+    lengths = torch.as_tensor(lengths_B, dtype=torch.int64)
+    if lengths.numel() and lengths.min() < 1:
+        raise ValueError(f"sequence {int(lengths.argmin())} has no token")
+    starts = lengths.cumsum(0) - lengths
+    by_adapter = sorted(range(len(adapters_B)), key=lambda b: adapters_B[b])  # stable: one language keeps its order
+    spans, order, first = [], None, 0
+    for name, group in itertools.groupby(by_adapter, key=lambda b: adapters_B[b]):
+        last = first + int(lengths[list(group)].sum())
+        spans.append((name, first, last))
+        first = last
+    if len(spans) > 1:
+        order = torch.cat([torch.arange(starts[b], starts[b] + lengths[b]) for b in by_adapter])
+        attended_T = None if attended_T is None else attended_T.cpu()[order]
+        lengths = lengths[by_adapter]
+        starts = lengths.cumsum(0) - lengths
+    total = int(lengths.sum())
+    positions = torch.arange(total) - starts.repeat_interleave(lengths) + padding_idx + 1
+
+    buckets, rows_P, slot_T, slots = [], [], torch.empty(total, dtype=torch.int64), 0
+    rounded = (lengths + BUCKET - 1) // BUCKET
+    for size in rounded.unique().tolist():
+        members = (rounded == size).nonzero().squeeze(1)
+        columns = torch.arange(int(lengths[members].max()))
+        real = columns < lengths[members, None]
+        rows = torch.where(real, starts[members, None] + columns, 0)
+        keys = real if attended_T is None else real & attended_T.cpu()[rows]
+        buckets.append(Bucket(slots, tuple(rows.shape), None if keys.all() else keys.to(device)))
+        slot_T[rows[real]] = slots + real.flatten().nonzero().squeeze(1)
+        rows_P.append(rows.flatten())
+        slots += rows.numel()
+    rows_P = torch.cat(rows_P)
+    same = slots == total and torch.equal(rows_P, torch.arange(total))
+    return Packing(
+        None if order is None else order.to(device),
+        positions.to(device),
+        spans,
+        buckets,
+        None if same else rows_P.to(device),
+        slot_T.to(device),
+    )
+
+
+def encode(
+    model: XmodModel,
+    ids_T: torch.Tensor,
+    lengths_B: Sequence[int],
+    langs: str | Sequence[str],
+    attended_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Hidden states of packed token ids. Returns (T, H), in the order of `ids_T`, on the model's device.
+
+    `langs` is one language for all sequences or one for each: an ISO code or the name of an adapter. A language that
+    the model has no adapter for raises ValueError with those it has. Equal to `XmodModel` on the padded batch to
+    float rounding, in training and evaluation, under autocast as well.
+    """
+    langs_B = [langs] * len(lengths_B) if isinstance(langs, str) else list(langs)
+    if len(langs_B) != len(lengths_B):
+        raise ValueError(f"{len(langs_B)} languages for {len(lengths_B)} sequences")
+    if sum(lengths_B) != len(ids_T):
+        raise ValueError(f"lengths add up to {sum(lengths_B)} tokens, got {len(ids_T)}")
+    names = {lang: adapter_of(lang, model.config.languages) for lang in dict.fromkeys(langs_B)}
+    embeddings = model.embeddings
+    longest = model.config.max_position_embeddings - embeddings.padding_idx - 1
+    if max(lengths_B) > longest:
+        raise ValueError(f"a sequence of {max(lengths_B)} tokens; the model has positions for {longest}")
+
+    device = embeddings.word_embeddings.weight.device
+    packing = pack(lengths_B, [names[lang] for lang in langs_B], embeddings.padding_idx, attended_T, device)
+    ids_T = ids_T.to(device)
+    if packing.order_T is not None:
+        ids_T = ids_T[packing.order_T]
+    x_TH = embeddings.word_embeddings(ids_T) + embeddings.token_type_embeddings.weight[0]
+    x_TH = x_TH + embeddings.position_embeddings(packing.positions_T)
+    x_TH = embeddings.dropout(embeddings.LayerNorm(x_TH))
+    for layer in model.encoder.layer:
+        x_TH = _layer(layer, x_TH, packing)
+    if model.encoder.is_pre_norm:
+        x_TH = model.encoder.LayerNorm(x_TH)
+    if packing.order_T is not None:
+        x_TH = x_TH[packing.order_T.argsort()]
+    return x_TH
+
+
+def freeze_for_finetuning(model: XmodModel) -> None:
+    """Freeze embeddings and every language adapter; the shared weights stay trainable (paper, Figure 1b).
+
+    The stock helper does this for models with a head only; on a bare `XmodModel` it fails.
+    """
+    model.requires_grad_(True)
+    model.embeddings.requires_grad_(False)
+    for layer in model.encoder.layer:
+        layer.output.adapter_modules.requires_grad_(False)
+        if layer.output.adapter_layer_norm is not None:
+            layer.output.adapter_layer_norm.requires_grad_(False)
+
+
+def _layer(layer, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """One transformer layer with its adapters: the order of norms and residuals is that of `XmodLayer`."""
+    attention, output = layer.attention.output, layer.output
+    inner_TH = attention.LayerNorm(x_TH) if layer.pre_norm else x_TH
+    x_TH = x_TH + attention.dropout(attention.dense(_attend(layer.attention.self, inner_TH, packing)))
+    if not layer.pre_norm:
+        x_TH = attention.LayerNorm(x_TH)
+
+    inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
+    x_TH = x_TH + output.dropout(output.dense(layer.intermediate(inner_TH)))
+
+    residual_TH = x_TH
+    if output.adapter_layer_norm is not None:
+        x_TH = output.adapter_layer_norm(x_TH)
+    elif output.adapter_reuse_layer_norm:
+        x_TH = output.LayerNorm(x_TH)
+    if output.ln_before_adapter:
+        residual_TH = x_TH
+    adapted = [output.adapter_modules[name](x_TH[first:last]) for name, first, last in packing.spans]
+    x_TH = residual_TH + output.dropout(adapted[0] if len(adapted) == 1 else torch.cat(adapted))
+    return x_TH if layer.pre_norm else output.LayerNorm(x_TH)
+
+
+def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Self-attention within each sequence of the stream. Returns (T, H)."""
+    heads, width = attention.num_attention_heads, attention.attention_head_size
+    dropout = attention.dropout.p if attention.training else 0.0
+    q_PH, k_PH, v_PH = attention.query(x_TH), attention.key(x_TH), attention.value(x_TH)
+    if packing.rows_P is not None:
+        q_PH, k_PH, v_PH = (_Spread.apply(y_TH, packing) for y_TH in (q_PH, k_PH, v_PH))
+    mixed = []
+    for bucket in packing.buckets:
+        N, L = bucket.shape
+        q, k, v = (
+            y_PH[bucket.first : bucket.first + N * L].view(N, L, heads, width).transpose(1, 2)
+            for y_PH in (q_PH, k_PH, v_PH)
+        )
+        mask = None if bucket.keys_NL is None else bucket.keys_NL[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attention.scaling)
+        mixed.append(y.transpose(1, 2).reshape(N * L, heads * width))
+    y_PH = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    return y_PH if packing.rows_P is None else _Collect.apply(y_PH, packing)
+
+
+class _Spread(torch.autograd.Function):
+    """Stream rows → slots. Padding slots hold any row; masks keep them out of every result, so they get no gradient.
+
+    Indexing's own gradient would add row by row, because it cannot know that every row is used once; this one copies.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TH, packing):
+        ctx.packing = packing
+        return x_TH.index_select(0, packing.rows_P)
+
+    @staticmethod
+    def backward(ctx, gradient_PH):
+        return gradient_PH.index_select(0, ctx.packing.slot_T), None
+
+
+class _Collect(torch.autograd.Function):
+    """Slots → stream rows, the inverse of `_Spread`; padding slots are dropped."""
+
+    @staticmethod
+    def forward(ctx, y_PH, packing):
+        ctx.packing, ctx.slots = packing, len(y_PH)
+        return y_PH.index_select(0, packing.slot_T)
+
+    @staticmethod
+    def backward(ctx, gradient_TH):
+        gradient_PH = gradient_TH.new_zeros(ctx.slots, gradient_TH.shape[1])
+        return gradient_PH.index_copy_(0, ctx.packing.slot_T, gradient_TH), None
