@@ -18,7 +18,7 @@ from xmlib import languages
 
 
 class Strings(Sequence):
-    """A list of strings in one blob: string i is the UTF-8 bytes offsets[i] : offsets[i + 1]. Grows by `append` only."""
+    """A list of strings in one blob of UTF-8: string i is bytes offsets[i] : offsets[i + 1]. It only grows."""
 
     def __init__(self, strings: Iterable[str] = ()):
         self._blob = bytearray()
@@ -183,11 +183,11 @@ class Collection:
         languages.language(self.lang)
         for qid, judged in self.qrels.items():
             if qid not in self.queries:
-                raise ValueError(f"collection {self.name!r} ({self.lang}): judgements of an unknown query {qid!r}")
+                raise ValueError(f"{self.name} ({self.lang}): judgements of an unknown query {qid!r}")
             for pid in judged:
                 if pid not in self.passages:
                     raise ValueError(
-                        f"collection {self.name!r} ({self.lang}): query {qid!r} has a judgement of an unknown passage {pid!r}"
+                        f"{self.name} ({self.lang}): judgement of an unknown passage {pid!r}, query {qid!r}"
                     )
 
     @cached_property
