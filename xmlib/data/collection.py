@@ -144,7 +144,7 @@ class Passages(Mapping):
     def _find(self, pid: str) -> int:
         key = pid.encode()
         checksum = np.uint32(zlib.crc32(key))
-        at = int(np.searchsorted(self._sums_B, checksum))
+        at = int(self._sums_B.searchsorted(checksum))
         while at < len(self) and self._sums_B[at] == checksum:
             i = int(self._order_B[at])
             if self.ids.raw(i) == key:
@@ -184,11 +184,9 @@ class Collection:
         for qid, judged in self.qrels.items():
             if qid not in self.queries:
                 raise ValueError(f"{self.name} ({self.lang}): judgements of an unknown query {qid!r}")
-            for pid in judged:
-                if pid not in self.passages:
-                    raise ValueError(
-                        f"{self.name} ({self.lang}): judgement of an unknown passage {pid!r}, query {qid!r}"
-                    )
+        for pid in dict.fromkeys(pid for judged in self.qrels.values() for pid in judged):
+            if pid not in self.passages:
+                raise ValueError(f"{self.name} ({self.lang}): judgement of an unknown passage {pid!r}")
 
     @cached_property
     def fingerprint(self) -> str:
