@@ -1,0 +1,50 @@
+"""Where collections come from: one name, one language and one split in, a `Collection` out."""
+
+from pathlib import Path
+
+from xmlib import languages
+from xmlib.data import folder
+from xmlib.data.collection import Collection
+from xmlib.paths import DATA, ROOT
+
+
+def open_collection(source: str | Path, lang: str, split: str = "test", **options) -> Collection:
+    """Open the collection `source` in one language.
+
+    `source` is "sample" (generated here, needs no download; options: `scale`), or the path of a folder as
+    `xmlib.data.folder` describes it, or of a folder that holds one such folder per language: `xquad` with `xquad/ar`.
+    A relative path is looked for from where you are, then from the checkout, then from the data folder.
+    """
+    languages.language(lang)
+    if str(source) == "sample":
+        from xmlib.data import sample
+
+        return sample.load(lang, split, **options)
+    if options:
+        raise ValueError(f"a folder has no option {', '.join(options)}; only the source 'sample' has: scale")
+    path = _find(source)
+    if folder.holds_passages(path):
+        return folder.load(path, lang, split)
+    if folder.holds_passages(path / lang):
+        return folder.load(path / lang, lang, split, name=path.name)
+    have = collection_languages(path)
+    if not have:
+        raise ValueError(f"{path} holds no collection.tsv[.gz] and no folder named after a language that holds one")
+    raise ValueError(f"{path} has no language {lang!r}; have: {', '.join(have)}")
+
+
+def collection_languages(source: str | Path) -> list[str]:
+    """The languages that `source` has, in the order of the tables. A folder with a single collection names none: []."""
+    if str(source) == "sample":
+        return list(languages.SAMPLE)
+    path = _find(source)
+    return [code for code in languages.LANGUAGES if folder.holds_passages(path / code)]
+
+
+def _find(source: str | Path) -> Path:
+    places = [base / Path(source).expanduser() for base in (Path.cwd(), ROOT, DATA)]
+    for path in places:
+        if path.is_dir():
+            return path.resolve()
+    looked = ", ".join(dict.fromkeys(str(path) for path in places))
+    raise ValueError(f"unknown collection {str(source)!r}; have: sample, or a folder (looked for {looked})")
