@@ -1,0 +1,104 @@
+"""Codes into words: the name of a territory, currency, language, city ... in one language, from CLDR through `babel`."""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+from babel import Locale
+from babel.dates import format_date, get_timezone_location
+from babel.lists import format_list
+from babel.numbers import format_decimal, format_percent
+
+from xmlib.languages import LANGUAGES, SAMPLE
+
+Value = tuple  # (type, ...): ("currency", "EUR"), ("date", (1999, 1, 1)), ("list", (value, ...)) ...
+
+# The letters a language may be written in; `is_named` takes a name in any other script for a gap in CLDR.
+SCRIPTS = {
+    "Arab": "ARABIC",
+    "Beng": "BENGALI",
+    "Cyrl": "CYRILLIC",
+    "Deva": "DEVANAGARI",
+    "Hans": "CJK",
+    "Jpan": "CJK|HIRAGANA|KATAKANA",
+    "Kore": "HANGUL",
+    "Latn": "LATIN",
+    "Telu": "TELUGU",
+}
+LOANS = {"CFA", "CFP", "GMT", "UTC"}  # written in Latin letters everywhere
+
+
+@lru_cache(maxsize=None)
+def locale(lang: str) -> Locale:
+    return Locale(lang)
+
+
+def foreign_words(text: str, lang: str) -> list[str]:
+    """The words of `text` that have a letter outside the script of `lang`, loans such as CFA aside."""
+    allowed = re.compile(SCRIPTS[LANGUAGES[lang].script])
+    words = re.findall(r"[^\W\d_]+", text)
+    wrong = [w for w in words if any(c.isalpha() and not allowed.match(unicodedata.name(c, "")) for c in w)]
+    return [word for word in wrong if word not in LOANS and not word.startswith("ー")]
+
+
+def name(kind: str, code: str, lang: str) -> str | None:
+    """CLDR's name in `lang`, nominative; None where it has none. `kind` is the type of the value."""
+    data = locale(lang)
+    if kind == "zone_name":
+        names = data.meta_zones.get(code, {}).get("long", {})
+        # A zone without summer time has but a standard name; the generic name reads better where there is one.
+        return names.get("generic") or names.get("standard")
+    if kind == "city":
+        return get_timezone_location(code, locale=data, return_city=True)
+    tables = {
+        "territory": data.territories,
+        "currency": data.currencies,
+        "language": data.languages,
+        "script": data.scripts,
+    }
+    return tables[kind].get(code)
+
+
+@lru_cache(maxsize=None)
+def is_named(kind: str, code: str) -> bool:
+    """Whether every language of the sample has a name of its own, in its own script, for this code."""
+    names = {lang: name(kind, code, lang) for lang in SAMPLE}
+    return all(text and not foreign_words(text, lang) for lang, text in names.items())
+
+
+def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
+    """A slot's value in words. `own` holds the names that a wording file sets in place of CLDR's."""
+    kind, *rest = value
+    data = locale(lang)
+    match kind:
+        case "text":
+            return rest[0]
+        case "year":
+            return str(rest[0])
+        case "number":
+            return format_decimal(rest[0], locale=data)
+        case "percent":
+            return format_percent(rest[0] / 100, format=_percent_pattern(data), locale=data)
+        case "date":
+            import datetime
+
+            return format_date(datetime.date(*rest[0]), "long", locale=data)
+        case "weekday":
+            return data.days["stand-alone"]["wide"][rest[0]]
+        case "period":
+            return f"{render(rest[0], lang, own)} ({rest[1]}–{rest[2]})"
+        case "share":
+            return f"{render(rest[0], lang, own)} ({render(('percent', rest[1]), lang, own)})"
+        case "list":
+            return format_list([render(item, lang, own) for item in rest[0]], locale=data)
+        case _:
+            return own.get(kind, {}).get(rest[0]) or name(kind, rest[0], lang)
+
+
+def _percent_pattern(data: Locale) -> str:
+    return (
+        data.percent_formats[None]
+        .pattern.replace("0%", "0.#%")
+        .replace("0 %", "0.#\N{NO-BREAK SPACE}%")
+        .replace("0\N{NO-BREAK SPACE}%", "0.#\N{NO-BREAK SPACE}%")
+    )
