@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from xmlib import losses
+from xmlib.data.triples import Triples
 from xmlib.models import ColbertXM, Retriever, compute_dtype
 from xmlib.scoring import cosine, maxsim
 from xmlib.tokens import Tokens, concatenate, tokenize_passages, tokenize_queries
@@ -132,19 +133,6 @@ class Loop:
                 parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.log = state["log"]
-
-
-@dataclass(frozen=True)
-class Triples:
-    """Training examples as positions into two lists of texts: query, its positive, its hard negative."""
-
-    queries: list[str]
-    passages: list[str]
-    rows_E3: np.ndarray  # int, (examples, 3)
-    lang: str = "en"
-
-    def __len__(self) -> int:
-        return len(self.rows_E3)
 
 
 def finetune(

@@ -1,0 +1,45 @@
+"""Training triples: a query, a passage that answers it, and a hard negative: one that a retriever mistakes for it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xmlib.data.collection import Collection
+from xmlib.evaluation import Run
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Examples as positions into the texts of a collection: query, its positive, its hard negative."""
+
+    queries: list[str]
+    passages: list[str]
+    rows_E3: np.ndarray  # int64, (examples, 3)
+    lang: str
+
+    def __len__(self) -> int:
+        return len(self.rows_E3)
+
+
+def mine(collection: Collection, run: Run, per_query: int = 4, depth: int = 50, seed: int = 42) -> np.ndarray:
+    """Rows of triples whose negatives come from the first `depth` results of `run`. Returns (examples, 3) int64.
+
+    `run` is any ranking of the collection's queries: BM25's, or that of a model of a first round. Every relevant passage
+    of a query is paired with `per_query` of its wrong results, drawn without replacement where there are enough. A
+    query without a wrong result gives no triple. Columns: position of the query, of the positive, of the negative.
+    """
+    rng = np.random.default_rng(seed)
+    positions = {pid: i for i, pid in enumerate(collection.passages.ids)}
+    rows = []
+    for query, qid in enumerate(collection.queries):
+        judged = collection.qrels.get(qid, {})
+        wrong = [positions[pid] for pid in list(run.rankings.get(qid, {}))[:depth] if judged.get(pid, 0) <= 0]
+        if not wrong:
+            continue
+        for pid, grade in judged.items():
+            if grade > 0:
+                drawn = rng.choice(wrong, size=per_query, replace=len(wrong) < per_query)
+                rows += [(query, positions[pid], negative) for negative in drawn]
+    if not rows:
+        raise ValueError(f"{collection.name} ({collection.split}) gives no triple: no judged query has a wrong result")
+    return np.array(rows, dtype=np.int64)
