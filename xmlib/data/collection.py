@@ -181,7 +181,7 @@ class Collection:
 
     def __post_init__(self):
         languages.language(self.lang)
-        for qid, judged in self.qrels.items():
+        for qid in self.qrels:
             if qid not in self.queries:
                 raise ValueError(f"{self.name} ({self.lang}): judgements of an unknown query {qid!r}")
         for pid in dict.fromkeys(pid for judged in self.qrels.values() for pid in judged):

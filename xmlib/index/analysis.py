@@ -64,7 +64,7 @@ _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 
 _ARABIC_MARKS = regex.compile(r"[\u064b-\u065f\u0670\u0640]")  # short vowels and tatweel, which most texts leave out
 _ARABIC_SCRIPT = {
-    "ar": str.maketrans("أإآٱىة", "ااااي" + "ه"),
+    "ar": str.maketrans("أإآٱىة", "اااايه"),
     "fa": str.maketrans("يىك", "ییک"),
     "ur": str.maketrans("يىك", "ییک"),
 }
