@@ -1,7 +1,7 @@
 """What is true, in no language: facts about territories as codes, dates and numbers, from the Unicode CLDR in `babel`.
 
-A fact is a kind ("currency", "week", ...), a territory and slots. A slot holds a typed value such as ("currency", "EUR")
-or ("list", (value, ...)), which `names.render` puts into words of one language. Facts whose names some language of the
+A fact is a kind ("currency", "week", ...), a territory and slots. A slot holds a typed value, ("currency", "EUR") or
+("list", (value, ...)), which `names.render` puts into words of one language. Facts whose names some language of the
 sample lacks are left out in all of them, so that every language tells exactly the same.
 
 Two small tables are typed in here, since babel leaves those parts of CLDR out: which region a territory belongs to,
@@ -10,10 +10,11 @@ and who uses letter paper and units other than metric ones.
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from babel import Locale
 from babel.core import UnknownLocaleError, get_global
+from babel.localedata import locale_identifiers
 
 from .names import Value, is_named
 
@@ -61,7 +62,7 @@ class Fact:
         return f"{self.territory}-{self.kind}"
 
 
-@lru_cache(maxsize=1)
+@cache
 def facts() -> dict[str, Fact]:
     """Every fact by its id, e.g. "PT-currency", ordered by territory and topic."""
     found = {}
@@ -166,7 +167,7 @@ def is_city(zone: str) -> bool:
     return not _NO_CITY.search(zone) and zone not in _NO_CITY_TOO
 
 
-@lru_cache(maxsize=1)
+@cache
 def _old_zone_ids() -> dict[str, list[str]]:
     old = {}
     for alias, zone in sorted(get_global("zone_aliases").items()):
@@ -180,16 +181,14 @@ def _zone_name(zone: str) -> str | None:
     return next((table[name] for name in [zone, *_old_zone_ids().get(zone, ())] if name in table), None)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _three_letter_codes() -> dict[str, str]:
     aliases = get_global("territory_aliases").items()
     return {new[0]: old for old, new in sorted(aliases) if len(old) == 3 and old.isalpha() and len(new) == 1}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _english_territories() -> frozenset[str]:
-    from babel.localedata import locale_identifiers
-
     return frozenset(name[3:] for name in locale_identifiers() if re.fullmatch("en_[A-Z]{2}", name))
 
 
@@ -215,7 +214,8 @@ def _formats(territory, fact):
         group = " " if symbols["group"].isspace() else symbols["group"]
         example = {"d": "23", "M": "07", "y": "2024"}
         yield fact("formats", "date_style", date=("text", re.sub("[yMd]+", lambda run: example[run[0][0]], date)))
-        number = f"9{group}876{group}543{symbols['decimal']}21"
+        by_two = "#,##,##0" in locale.decimal_formats[None].pattern
+        number = group.join(["98", "76", "543"] if by_two else ["9", "876", "543"]) + symbols["decimal"] + "21"
         yield fact("formats", "number_style", number=("text", number))
         half_day = "h" in re.sub("'[^']*'", "", locale.time_formats["short"].pattern)
         yield fact("formats", "hours_12" if half_day else "hours_24")

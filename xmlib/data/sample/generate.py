@@ -1,12 +1,13 @@
 """Facts into passages, questions and judgements. Which fact, which variant and which order depend on ids alone.
 
-A passage is the sentences of one topic of one territory ("PT-currency"). A question asks for one fact ("q-PT-since"), or
-names an object and asks for its territories ("q-where-currency-PYG"). Relevant is every passage that states the fact.
+A passage is the sentences of one topic of one territory ("PT-currency"). A question asks for one fact ("q-PT-since")
+or names an object and asks where it belongs ("q-where-currency-PYG"). Relevant is every passage that states the fact.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 
 from xmlib.languages import SAMPLE
 
@@ -31,7 +32,7 @@ def split_of(territory: str) -> str:
     return "train" if part < 60 else "dev" if part < 68 else "test"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _by_territory() -> dict[str, list[Fact]]:
     grouped = {}
     for fact in facts().values():
@@ -86,7 +87,7 @@ def fill(template: str, slots, lang: str) -> str:
     return text[0].upper() + text[1:]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _asked() -> dict[str, tuple[str, str, str, tuple, tuple[str, ...]]]:
     """qid -> (split, section of the wording, key, slot, ids of the facts that answer it)."""
     asked = {}
@@ -126,32 +127,37 @@ def objects() -> list[tuple[str, tuple, list[Fact]]]:
                     item = item[1] if item[0] == "period" else item
                     holders.setdefault((key, item), []).append(fact)
     current = {item for key, item in holders if key == "where_currency"}
-    found = []
-    for (key, item), told in sorted(holders.items()):
-        if item[0] == "text" or (key == "where_old_money" and item in current):
-            continue
-        same_kind = [other for k, other in holders if k == key and other != item and other[0] != "text"]
-        if _is_distinct(item, same_kind, told):
-            found.append((key, item, told))
-    return found
+    named = {key: [item for k, item in holders if k == key and item[0] != "text"] for key in slots}
+    shared = {key: _shared_names(items) for key, items in named.items()}
+    return [
+        (key, item, told)
+        for (key, item), told in sorted(holders.items())
+        if item in named[key]
+        and not (key == "where_old_money" and item in current)
+        and item not in shared[key]
+        and not _gives_away(item, told)
+    ]
 
 
-def _is_distinct(item: tuple, others: list[tuple], told: list[Fact]) -> bool:
-    """Whether the object's name means only it, in every language, and (a city) does not give the territory away."""
+def _shared_names(items: list[tuple]) -> set[tuple]:
+    """The objects that have the same name as another one in some language: asking for them would be ambiguous."""
+    shared = set()
     for lang in SAMPLE:
-        own = _name(item, lang)
-        if any(own == _name(other, lang) for other in others):
-            return False
-        if item[0] == "city":
-            territories = [_name(("territory", fact.territory), lang) for fact in told]
-            if any(own in territory or territory in own for territory in territories):
-                return False
-    return True
+        count = Counter(name(*item, lang) for item in items)
+        shared |= {item for item in items if count[name(*item, lang)] > 1}
+    return shared
 
 
-@lru_cache(maxsize=None)
-def _name(value: tuple, lang: str) -> str:
-    return name(*value, lang)
+def _gives_away(item: tuple, told: list[Fact]) -> bool:
+    """Whether in some language a city's or zone's name holds the name of its territory, or the other way round."""
+    if item[0] not in ("city", "zone_name"):
+        return False
+    for lang in SAMPLE:
+        own = name(*item, lang)
+        territories = [name("territory", fact.territory, lang) for fact in told]
+        if any(own in territory or territory in own for territory in territories):
+            return True
+    return False
 
 
 def queries(lang: str, split: str) -> Iterator[tuple[str, str]]:

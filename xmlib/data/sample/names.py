@@ -1,8 +1,9 @@
-"""Codes into words: the name of a territory, currency, language, city ... in one language, from CLDR through `babel`."""
+"""Codes into words: the names of territories, currencies, cities ... in one language, from CLDR through `babel`."""
 
+import datetime
 import re
 import unicodedata
-from functools import lru_cache
+from functools import cache
 
 from babel import Locale
 from babel.dates import format_date, get_timezone_location
@@ -19,8 +20,8 @@ SCRIPTS = {
     "Beng": "BENGALI",
     "Cyrl": "CYRILLIC",
     "Deva": "DEVANAGARI",
-    "Hans": "CJK",
-    "Jpan": "CJK|HIRAGANA|KATAKANA",
+    "Hans": "CJK|IDEOGRAPHIC",
+    "Jpan": "CJK|IDEOGRAPHIC|HIRAGANA|KATAKANA",
     "Kore": "HANGUL",
     "Latn": "LATIN",
     "Telu": "TELUGU",
@@ -28,7 +29,7 @@ SCRIPTS = {
 LOANS = {"CFA", "CFP", "GMT", "UTC"}  # written in Latin letters everywhere
 
 
-@lru_cache(maxsize=None)
+@cache
 def locale(lang: str) -> Locale:
     return Locale(lang)
 
@@ -38,7 +39,7 @@ def foreign_words(text: str, lang: str) -> list[str]:
     allowed = re.compile(SCRIPTS[LANGUAGES[lang].script])
     words = re.findall(r"[^\W\d_]+", text)
     wrong = [w for w in words if any(c.isalpha() and not allowed.match(unicodedata.name(c, "")) for c in w)]
-    return [word for word in wrong if word not in LOANS and not word.startswith("ー")]
+    return [word for word in wrong if word not in LOANS]
 
 
 def name(kind: str, code: str, lang: str) -> str | None:
@@ -59,7 +60,7 @@ def name(kind: str, code: str, lang: str) -> str | None:
     return tables[kind].get(code)
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_named(kind: str, code: str) -> bool:
     """Whether every language of the sample has a name of its own, in its own script, for this code."""
     names = {lang: name(kind, code, lang) for lang in SAMPLE}
@@ -78,10 +79,9 @@ def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
         case "number":
             return format_decimal(rest[0], locale=data)
         case "percent":
-            return format_percent(rest[0] / 100, format=_percent_pattern(data), locale=data)
+            pattern = data.percent_formats[None].pattern.replace("0", "0.#")
+            return format_percent(rest[0] / 100, format=pattern, locale=data)
         case "date":
-            import datetime
-
             return format_date(datetime.date(*rest[0]), "long", locale=data)
         case "weekday":
             return data.days["stand-alone"]["wide"][rest[0]]
@@ -93,12 +93,3 @@ def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
             return format_list([render(item, lang, own) for item in rest[0]], locale=data)
         case _:
             return own.get(kind, {}).get(rest[0]) or name(kind, rest[0], lang)
-
-
-def _percent_pattern(data: Locale) -> str:
-    return (
-        data.percent_formats[None]
-        .pattern.replace("0%", "0.#%")
-        .replace("0 %", "0.#\N{NO-BREAK SPACE}%")
-        .replace("0\N{NO-BREAK SPACE}%", "0.#\N{NO-BREAK SPACE}%")
-    )

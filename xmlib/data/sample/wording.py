@@ -5,7 +5,7 @@ variants. It is the same in every language, so that id, fact and variant agree e
 """
 
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from string import Formatter
 
@@ -85,7 +85,7 @@ REVERSE = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def wording(lang: str) -> dict:
     """The wording file of `lang`; raises ValueError with everything that is wrong with it."""
     path = FOLDER / f"{lang}.yaml"
@@ -119,6 +119,10 @@ def problems(text: dict, lang: str) -> list[str]:
                 wrong += [
                     f"{section}.{key}[{number}]: {p}" for p in _flaws(template, slots_of[key], lang, allowed_latin)
                 ]
+    for kind, own in text.get("names", {}).items():
+        for code, words in own.items():
+            if foreign_words(words, lang):
+                wrong.append(f"names.{kind}.{code}: not in the script of {lang!r}: {words}")
     return wrong
 
 
