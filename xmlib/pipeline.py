@@ -40,10 +40,21 @@ class Shape:
 
 
 def pretrained(
-    texts: dict[str, Sequence[str]], shape: Shape, recipe: Recipe, max_length: int = 64, progress: bool = True
+    texts: dict[str, Sequence[str]],
+    shape: Shape,
+    recipe: Recipe,
+    max_length: int = 64,
+    join: bool = False,
+    progress: bool = True,
 ) -> Path:
     """An X-MOD with an adapter for every language of `texts`, trained on them from scratch, and its tokenizer."""
-    inputs = {"texts": _digest(texts), "shape": asdict(shape), "recipe": _identity(recipe), "max_length": max_length}
+    inputs = {
+        "texts": _digest(texts),
+        "shape": asdict(shape),
+        "recipe": _identity(recipe),
+        "max_length": max_length,
+        "join": join,
+    }
 
     def build(folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -55,16 +66,15 @@ def pretrained(
         model = pretraining.new_xmod(
             tokenizer, list(texts), shape.hidden, shape.layers, shape.heads, longest=shape.longest, seed=recipe.seed
         ).to(_device())
-        loop = pretraining.pretrain(model, tokenizer, texts, recipe, folder / CHECKPOINT, max_length, progress=progress)
+        checkpoint = folder / CHECKPOINT
+        loop = pretraining.pretrain(model, tokenizer, texts, recipe, checkpoint, max_length, join, progress=progress)
         _finish(loop, folder)
         pretraining.save(model, tokenizer, folder)
 
     return stage(RUNS / "models", "xmod", 1, inputs, build)
 
 
-def triples(
-    collection: Collection, system: System, per_query: int = 4, depth: int = 50, seed: int = 42
-) -> Triples:
+def triples(collection: Collection, system: System, per_query: int = 4, depth: int = 50, seed: int = 42) -> Triples:
     """Training triples of an English collection, with hard negatives out of what `system` ranks first."""
     inputs = {
         "collection": collection.fingerprint,

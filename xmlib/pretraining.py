@@ -4,6 +4,7 @@ Text in, a folder out that `transformers` opens as `XmodForMaskedLM` and `XmodMo
 in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<mask>` last.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, XmodConfig, XmodForMaskedLM
 
 from xmlib import xmod
 from xmlib.languages import adapter_name
-from xmlib.tokens import Layout, tokenize_passages
+from xmlib.tokens import Layout, Tokens, stream, tokenize_passages
 from xmlib.training import Loop, Recipe
 
 MASKED = 0.15  # share of tokens to predict; of these 80 % become <mask>, 10 % a random token (Devlin et al., 2019)
@@ -89,16 +90,19 @@ def pretrain(
     recipe: Recipe,
     checkpoint: str | Path | None = None,
     max_length: int = 64,
+    join: bool = False,
     smoothing: float = 0.5,
     progress: bool = True,
 ) -> Loop:
     """The loop that trains `model` on `texts` (language → texts) by masked-LM; iterate over it, or call its `run`.
 
-    A batch mixes languages: each is drawn with a probability proportional to (its tokens) ** `smoothing`, so that a
-    language with little text is seen more often than its share.
+    An example is one text, cut to `max_length` tokens, or with `join` a stretch of that length out of all texts laid
+    end to end: for loose sentences, so that late positions are trained too. A batch mixes languages: each is drawn with
+    a probability proportional to (its tokens) ** `smoothing`, so that a language with little text is seen more often
+    than its share.
     """
-    layout = Layout(passage_length=max_length, query_marker=None, passage_marker=None, mask_punctuation="none")
-    streams = {lang: tokenize_passages(tokenizer, lines, layout) for lang, lines in texts.items()}
+    cut = examples_of_stretches if join else examples_of_texts
+    streams = {lang: cut(tokenizer, lines, max_length) for lang, lines in texts.items()}
     langs = list(streams)
     weight = np.array([len(streams[lang].ids_T) for lang in langs], dtype=np.float64) ** smoothing
     specials = len(MARKERS) + 4
@@ -106,7 +110,8 @@ def pretrain(
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         counts = rng.multinomial(recipe.batch_size, weight / weight.sum())
-        parts = [(lang, streams[lang].take(rng.integers(len(streams[lang]), size=n))) for lang, n in zip(langs, counts, strict=True)]
+        drawn = {lang: rng.integers(len(streams[lang]), size=n) for lang, n in zip(langs, counts, strict=True)}
+        parts = [(lang, streams[lang].take(rows)) for lang, rows in drawn.items()]
         ids_T = np.concatenate([part.ids_T for _, part in parts])
         lengths_B = np.concatenate([part.lengths_B for _, part in parts]).tolist()
         langs_B = [lang for lang, part in parts for _ in range(len(part))]
@@ -117,6 +122,24 @@ def pretrain(
         return F.cross_entropy(logits, torch.from_numpy(ids_T[chosen]).to(device))
 
     return Loop(model, loss_of, recipe, checkpoint, title="pre-train X-MOD", progress=progress)
+
+
+def examples_of_texts(tokenizer, texts: Sequence[str], max_length: int) -> Tokens:
+    """One example per text: `<s> … </s>`, at most `max_length` tokens."""
+    layout = Layout(passage_length=max_length, query_marker=None, passage_marker=None, mask_punctuation="none")
+    return tokenize_passages(tokenizer, texts, layout)
+
+
+def examples_of_stretches(tokenizer, texts: Sequence[str], max_length: int) -> Tokens:
+    """All texts laid end to end and cut every `max_length` tokens, `<s>` and `</s>` included."""
+    pieces = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    ids = np.fromiter(itertools.chain.from_iterable(pieces), dtype=np.int64)
+    room = max_length - 2
+    rows = [
+        [tokenizer.cls_token_id, *ids[first : first + room], tokenizer.sep_token_id]
+        for first in range(0, len(ids), room)
+    ]
+    return stream(rows)
 
 
 def mask_tokens(

@@ -58,9 +58,9 @@ def rank(system: System, collection: Collection, k: int = 100, progress: bool = 
 
     def build(into: Path) -> None:
         scores_Ak, positions_Ak = _search(system, folder / "index", collection, min(k, len(collection.passages)))
-        Run.from_arrays(
-            system.name, list(collection.queries), collection.passages.ids, scores_Ak, positions_Ak
-        ).save(into / RUN_FILE)
+        Run.from_arrays(system.name, list(collection.queries), collection.passages.ids, scores_Ak, positions_Ak).save(
+            into / RUN_FILE
+        )
 
     say = print if progress else _silent
     return Run.load(stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, say) / RUN_FILE)

@@ -11,7 +11,7 @@ checkpoint `antoinelouis/colbert-xm` was trained with, whose two markers are bot
 import string
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,9 +39,7 @@ class Layout:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 8 tokens are needed")
 
 
-RELEASED = Layout(
-    query_marker="[unused0]", passage_marker="[unused1]", legacy_prefix=True, mask_punctuation="colbert"
-)
+RELEASED = Layout(query_marker="[unused0]", passage_marker="[unused1]", legacy_prefix=True, mask_punctuation="colbert")
 SINGLE_VECTOR = Layout(
     query_length=128,
     passage_length=128,
@@ -86,9 +84,7 @@ def concatenate(*streams: Tokens) -> Tokens:
     """Streams behind one another, as one."""
     attended = None
     if any(stream.attended_T is not None for stream in streams):
-        attended = np.concatenate(
-            [np.ones_like(s.scored_T) if s.attended_T is None else s.attended_T for s in streams]
-        )
+        attended = np.concatenate([np.ones_like(s.scored_T) if s.attended_T is None else s.attended_T for s in streams])
     return Tokens(
         np.concatenate([s.ids_T for s in streams]),
         np.concatenate([[0], *[s.lengths_B for s in streams]]).cumsum(),
@@ -97,25 +93,32 @@ def concatenate(*streams: Tokens) -> Tokens:
     )
 
 
+def stream(rows: list[list[int]]) -> Tokens:
+    """Lists of token ids as one stream, every token scored and attended to."""
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
+    ids = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(offsets[-1]))
+    return Tokens(ids, offsets, np.ones(len(ids), dtype=bool))
+
+
 def tokenize_queries(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens:
     """Queries as the encoder sees them. Every token counts in MaxSim, punctuation and [M] too, as in colbert-ai."""
     rows = _wrap(tokenizer, texts, layout.query_marker, layout.legacy_prefix, layout.query_length)
     real = [len(row) for row in rows]
     if layout.augment_queries:
         rows = [row + [tokenizer.mask_token_id] * (layout.query_length - len(row)) for row in rows]
-    stream = _stream(rows)
+    tokens = stream(rows)
     if layout.attend_to_mask_tokens or not layout.augment_queries:
-        return stream
-    attended = np.concatenate([np.arange(layout.query_length) < n for n in real] or [np.zeros(0, dtype=bool)])
-    return Tokens(stream.ids_T, stream.offsets_B1, stream.scored_T, attended)
+        return tokens
+    attended_T = (np.arange(layout.query_length) < np.array(real, dtype=np.int64)[:, None]).ravel()
+    return replace(tokens, attended_T=attended_T)
 
 
 def tokenize_passages(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens:
     """Passages as the encoder sees them, with punctuation left out of MaxSim as the layout says."""
     rows = _wrap(tokenizer, texts, layout.passage_marker, layout.legacy_prefix, layout.passage_length)
-    stream = _stream(rows)
+    tokens = stream(rows)
     skipped = punctuation_ids(tokenizer, layout.mask_punctuation)
-    return Tokens(stream.ids_T, stream.offsets_B1, ~np.isin(stream.ids_T, list(skipped)))
+    return replace(tokens, scored_T=~np.isin(tokens.ids_T, list(skipped)))
 
 
 def punctuation_ids(tokenizer, kind: str) -> set[int]:
@@ -153,9 +156,3 @@ def _wrap(tokenizer, texts: Sequence[str], marker: str | None, legacy_prefix: bo
         return []
     pieces = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return [[*head, *row[:room], tokenizer.sep_token_id] for row in pieces]
-
-
-def _stream(rows: list[list[int]]) -> Tokens:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
-    ids = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(offsets[-1]))
-    return Tokens(ids, offsets, np.ones(len(ids), dtype=bool))
