@@ -2,7 +2,7 @@
 
     score(q, d) = sum over query tokens s of  max over document tokens t of  <q_s, d_t>
 
-Axes, used as suffixes:  A queries · B documents · S query tokens · T document tokens · H embedding
+Axes, used as suffixes:  A queries · B documents · S query tokens · T document tokens · H embedding · Q = A x S
 A packed collection has one axis T for the tokens of all its documents, and offsets_B1: the tokens of document b are
 rows offsets_B1[b] : offsets_B1[b + 1].
 
@@ -31,19 +31,27 @@ def maxsim(q_ASH: torch.Tensor, d_BTH: torch.Tensor, q_mask_AS: torch.Tensor, d_
     return score_AB.masked_fill(~d_mask_BT.any(dim=-1), -torch.inf)  # even for a query with no real token
 
 
-def maxsim_packed(q_SH: np.ndarray, d_TH: np.ndarray, offsets_B1: np.ndarray) -> np.ndarray:
-    """Score one query (no masked token) against packed documents. Returns (B,), float32.
+def maxsim_packed(
+    q_ASH: np.ndarray, d_TH: np.ndarray, offsets_B1: np.ndarray, q_mask_AS: np.ndarray | None = None
+) -> np.ndarray:
+    """Score queries against every packed document. Returns (A, B), float32; for one query (S, H) in, (B,) out.
 
-    float32 or float16 in; float16 is widened, because NumPy has no fast half-precision product. A document with no
-    token scores -inf.
+    float32 or float16 in; float16 is widened, because NumPy has no fast half-precision product. Without a mask every
+    query token is real. A document with no token scores -inf.
     """
+    *A, S, H = q_ASH.shape
     lengths_B = np.diff(offsets_B1)
-    score_B = np.full(len(lengths_B), -np.inf, dtype=np.float32)
     real_B = lengths_B > 0  # reduceat gives an empty segment its right-hand neighbour's row
-    if real_B.any():
-        sim_ST = q_SH.astype(np.float32, copy=False) @ d_TH.astype(np.float32, copy=False).T
-        score_B[real_B] = np.maximum.reduceat(sim_ST, offsets_B1[:-1][real_B], axis=1).sum(axis=0, dtype=np.float32)
-    return score_B
+    score_AB = np.full((*A, len(lengths_B)), -np.inf, dtype=np.float32)
+    if real_B.any() and q_ASH.size:
+        # Query-major, so that the max runs along contiguous memory: 5-8x the speed of document-major in NumPy.
+        sim_QT = q_ASH.reshape(-1, H).astype(np.float32, copy=False) @ d_TH.astype(np.float32, copy=False).T
+        best_QB = np.maximum.reduceat(sim_QT, offsets_B1[:-1][real_B], axis=1)
+        best_ASB = best_QB.reshape(*A, S, -1)
+        if q_mask_AS is not None:
+            best_ASB = np.where(q_mask_AS[..., None], best_ASB, np.float32(0))
+        score_AB[..., real_B] = best_ASB.sum(axis=-2, dtype=np.float32)
+    return score_AB
 
 
 def cosine(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:

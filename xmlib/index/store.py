@@ -1,0 +1,280 @@
+"""Index folders: arrays that open as memory maps, and a meta.json that says what each file must be.
+
+    <folder>/meta.json      format, version, kind, origin, settings, count; bytes and sha256 of every file and of itself
+    <folder>/ids.txt        passage ids, one per line, in position order
+    <folder>/<array>.npy    whatever the kind of index needs
+
+A folder is written beside its final place, in `<folder>.partial`, and renamed, so a folder that exists is whole. A
+later change writes new files into the folder and then replaces meta.json, which is the moment the change happens: cut
+off before it, the old index still stands; after it, the new one does.
+
+A build that takes long keeps its finished chunks in `<folder>.partial` (class Parts) and goes on from there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = "xmlib-index"
+VERSION = 1
+META = "meta.json"
+ORIGIN = ("model", "lang", "collection")  # fingerprint of the model, language code, fingerprint of the collection
+CHEAP_BYTES = 4 << 20  # files up to this size are checked against their sha256 whenever the folder is opened
+
+
+class IndexFolderError(ValueError):
+    """An index folder that cannot be trusted: names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An open index folder. Arrays are read-only memory maps."""
+
+    path: Path
+    meta: dict
+    ids: list[str]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def settings(self) -> dict:
+        return self.meta["settings"]
+
+    @property
+    def file_bytes(self) -> dict[str, int]:
+        """Bytes on disk by what they hold: "ids", "meta", and every array's name."""
+        sizes = {name: file["bytes"] for name, file in self.meta["files"].items()}
+        return sizes | {"meta": (self.path / META).stat().st_size}
+
+
+def create(folder, kind: str, origin: dict, settings: dict, ids: list[str], arrays: dict) -> None:
+    """Write a whole index folder. An array may be given as a list of parts to be joined along the first axis."""
+    folder = Path(folder)
+    check_absent(folder)
+    check_origin(origin)
+    check_ids(ids)
+    whole = _partial(folder) / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir(parents=True)
+    files = _write_files(whole, generation=0, ids=ids, arrays=arrays)
+    head = {"format": FORMAT, "version": VERSION, "kind": kind, "origin": origin, "settings": settings}
+    _write_meta(whole, head | {"generation": 0, "passages": len(ids), "files": files})
+    os.rename(whole, folder)
+    _sync(folder.parent)
+    shutil.rmtree(_partial(folder))
+
+
+def update(stored: Stored, ids: list[str], arrays: dict) -> None:
+    """Replace the ids and the given arrays of a folder in one step; arrays not given stay as they are."""
+    check_ids(ids)
+    generation = stored.meta["generation"] + 1
+    files = stored.meta["files"] | _write_files(stored.path, generation, ids, arrays)
+    _write_meta(stored.path, stored.meta | {"generation": generation, "passages": len(ids), "files": files})
+    # Old files go last. A search that has them mapped keeps them until it lets go.
+    wanted = {META} | {file["file"] for file in files.values()}
+    for path in stored.path.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+
+
+def open(folder, kind: str) -> Stored:
+    """Open a folder of this kind after checking that it is whole. Sizes always, checksums of small files only."""
+    folder = Path(folder)
+    meta = _read_meta(folder)
+    if meta["kind"] != kind:
+        raise IndexFolderError(f"{folder / META}: expected an index of kind {kind!r}, found {meta['kind']!r}")
+    for file in meta["files"].values():
+        _check_file(folder, file, checksum=file["bytes"] <= CHEAP_BYTES)
+    ids = (folder / meta["files"]["ids"]["file"]).read_text(encoding="utf-8").split("\n")[:-1]
+    arrays = {name: _map(folder, file) for name, file in meta["files"].items() if name != "ids"}
+    return Stored(folder, meta, ids, arrays)
+
+
+def verify(folder) -> None:
+    """Read every byte and compare checksums. Raises IndexFolderError at the first file that differs."""
+    folder = Path(folder)
+    for file in _read_meta(folder)["files"].values():
+        _check_file(folder, file, checksum=True)
+
+
+class Parts:
+    """Finished pieces of a build that may be cut off, kept in `<folder>.partial`.
+
+    `key` holds all that shapes the pieces, beside the ids. Pieces left by a build with another key are thrown away.
+    """
+
+    def __init__(self, folder, ids: list[str], **key) -> None:
+        folder = Path(folder)
+        check_absent(folder)
+        check_ids(ids)
+        self.path = _partial(folder)
+        key_path = self.path / "key.json"
+        text = json.dumps(
+            key | {"version": VERSION, "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest()}, indent=1
+        )
+        if not key_path.exists() or key_path.read_text() != text:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            _write_text(key_path, text)
+
+    def once(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of the piece of this name, as memory maps; first made and kept, all or none, if not there yet."""
+        piece = self.path / name
+        if not piece.exists():
+            beside = piece.with_name(f"{name}.writing")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            for key, array in make().items():
+                _write_array(beside / f"{key}.npy", [array])
+            os.rename(beside, piece)
+        return {path.stem: np.load(path, mmap_mode="r") for path in piece.iterdir()}
+
+    def drop(self, name: str) -> None:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def chunks_of(n: int, size: int) -> list[tuple[int, int]]:
+    """Positions 0 to n in runs of `size`: their starts and stops."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def encode(chunks: Callable, start: int, stop: int):
+    """What `chunks` makes of the passages at these positions, counted."""
+    chunk = chunks(start, stop)
+    if len(chunk) != stop - start:
+        raise ValueError(f"chunks({start}, {stop}) returned {len(chunk)} passages; expected {stop - start}")
+    return chunk
+
+
+def join(parts: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """Arrays by name, each as the list of its parts, the form that `create` writes."""
+    return {name: [part[name] for part in parts] for name in parts[0]}
+
+
+def check_absent(folder: Path) -> None:
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already: open it, or remove it to build anew")
+
+
+def check_origin(origin: dict) -> None:
+    missing = [name for name in ORIGIN if name not in origin]
+    if missing:
+        raise ValueError(f"origin lacks {', '.join(missing)}; it must say {', '.join(ORIGIN)}; got {origin}")
+
+
+def check_ids(ids: list[str]) -> None:
+    """There are ids, and they are distinct strings that fit on a line."""
+    if not ids:
+        raise ValueError("an index needs at least one passage; got no ids")
+    if len(set(ids)) < len(ids):
+        seen = set()
+        raise ValueError(f"duplicate passage id {next(i for i in ids if i in seen or seen.add(i))!r}")
+    for pid in ids:
+        if not isinstance(pid, str) or not pid or "\n" in pid:
+            raise ValueError(f"a passage id must be a non-empty string without a line break, not {pid!r}")
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _write_files(folder: Path, generation: int, ids: list[str], arrays: dict) -> dict[str, dict]:
+    """Write ids and arrays under names of this generation. Returns what meta.json says about them."""
+    mark = f".{generation}" if generation else ""
+    files = {}
+    ids_path = folder / f"ids{mark}.txt"
+    _write_text(ids_path, "".join(f"{pid}\n" for pid in ids))
+    files["ids"] = _describe(ids_path)
+    for name, parts in arrays.items():
+        path = folder / f"{name}{mark}.npy"
+        parts = parts if isinstance(parts, list) else [parts]
+        _write_array(path, parts)
+        files[name] = _describe(path)
+    return files
+
+
+def _describe(path: Path) -> dict:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _write_array(path: Path, parts: list[np.ndarray]) -> None:
+    """One .npy file from parts that need not fit in memory together."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(memoryview(np.ascontiguousarray(part)).cast("B") if part.size else b"")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".writing")
+    with beside.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    _sync(path.parent)
+
+
+def _write_meta(folder: Path, meta: dict) -> None:
+    _write_text(folder / META, json.dumps(meta | {"sha256": _meta_sha256(meta)}, indent=1, ensure_ascii=False))
+
+
+def _read_meta(folder: Path) -> dict:
+    path = folder / META
+    if not path.exists():
+        raise IndexFolderError(f"{path} is missing: {folder} is not an index folder of {FORMAT}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IndexFolderError(f"{path} is damaged: expected JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise IndexFolderError(f'{path}: expected "format": "{FORMAT}"')
+    if meta.get("version", 0) > VERSION:
+        raise IndexFolderError(f"{path}: format version {meta['version']} is newer than {VERSION}, all this code reads")
+    if meta.get("sha256") != _meta_sha256(meta):
+        raise IndexFolderError(f"{path} is damaged: expected the sha256 {meta.get('sha256')} that it states for itself")
+    return meta
+
+
+def _meta_sha256(meta: dict) -> str:
+    rest = {name: value for name, value in meta.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_file(folder: Path, file: dict, checksum: bool) -> None:
+    path = folder / file["file"]
+    if not path.exists():
+        raise IndexFolderError(f"{path} is missing; expected {file['bytes']} bytes")
+    if path.stat().st_size != file["bytes"]:
+        raise IndexFolderError(f"{path} has {path.stat().st_size} bytes; expected {file['bytes']}")
+    if checksum and _sha256(path) != file["sha256"]:
+        raise IndexFolderError(f"{path} is damaged; expected sha256 {file['sha256']}")
+
+
+def _map(folder: Path, file: dict) -> np.ndarray:
+    path = folder / file["file"]
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise IndexFolderError(f"{path} is damaged; expected an array in .npy format ({error})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,67 @@
+"""The token vectors of a collection, packed: one axis for the tokens of all documents, and where each document starts.
+
+Axes, used as suffixes:  B documents · N some of the documents · T document tokens · H embedding
+The tokens of document b are rows offsets_B1[b] : offsets_B1[b + 1]. Nothing is padded.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class TokenVectors:
+    """Unit-length token vectors of B documents. Slicing by documents gives views, so memory maps stay on disk."""
+
+    vectors_TH: np.ndarray  # float16 or float32
+    offsets_B1: np.ndarray  # int64, (B + 1,)
+
+    def __post_init__(self) -> None:
+        offsets_B1, T = self.offsets_B1, len(self.vectors_TH)
+        if self.vectors_TH.ndim != 2 or self.vectors_TH.dtype not in (np.float16, np.float32):
+            raise ValueError(
+                f"token vectors must be (T, H) in float16 or float32, "
+                f"not {self.vectors_TH.shape} in {self.vectors_TH.dtype}"
+            )
+        if offsets_B1[0] != 0 or offsets_B1[-1] != T or (np.diff(offsets_B1) < 0).any():
+            raise ValueError(f"offsets must rise from 0 to the number of token vectors, {T}; got {offsets_B1}")
+
+    def __len__(self) -> int:
+        return len(self.offsets_B1) - 1
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        return np.diff(self.offsets_B1)
+
+    def slice(self, start: int, stop: int) -> "TokenVectors":
+        """Documents start to stop, as a view. Its shape is what every `build` takes as `chunks`."""
+        offsets_N1 = self.offsets_B1[start : stop + 1]
+        return TokenVectors(self.vectors_TH[offsets_N1[0] : offsets_N1[-1]], offsets_N1 - offsets_N1[0])
+
+    @classmethod
+    def from_lengths(cls, vectors_TH: np.ndarray, lengths_B: np.ndarray) -> "TokenVectors":
+        return cls(vectors_TH, offsets_of(lengths_B))
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["TokenVectors"]) -> "TokenVectors":
+        parts = list(parts)
+        lengths_B = np.concatenate([part.lengths_B for part in parts])
+        return cls.from_lengths(np.concatenate([part.vectors_TH for part in parts]), lengths_B)
+
+
+def offsets_of(lengths_B: np.ndarray) -> np.ndarray:
+    """Where documents of these lengths start and end. Returns (B + 1,), int64."""
+    return np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
+
+
+def rows_of(offsets_B1: np.ndarray, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The token rows of some documents, in the order asked for, and the offsets that pack them.
+
+    Returns rows_T and offsets_N1, both int64. No loop: a run of consecutive rows is a global count plus a shift per
+    document.
+    """
+    lengths_N = offsets_B1[positions_N + 1] - offsets_B1[positions_N]
+    offsets_N1 = offsets_of(lengths_N)
+    shift_N = offsets_B1[positions_N] - offsets_N1[:-1]
+    return np.arange(offsets_N1[-1]) + np.repeat(shift_N, lengths_N), offsets_N1
