@@ -113,23 +113,27 @@ def _money(territory, fact):
 
 
 def _languages(territory, fact):
-    spoken = get_global("territory_languages").get(territory, {})
-    spoken = {code: (row["population_percent"], row["official_status"]) for code, row in spoken.items()}
-    ranked = sorted(spoken, key=lambda code: (-spoken[code][0], code))
-    official = [code for code in ranked if spoken[code][1] in ("official", "de_facto_official")]
+    spoken, official_ones = {}, set()
+    for code, row in get_global("territory_languages").get(territory, {}).items():
+        language = code.split("_")[0]  # "zh_Hant" and "zh" are one language in two scripts
+        spoken[language] = max(spoken.get(language, 0), row["population_percent"])
+        if row["official_status"] in ("official", "de_facto_official"):
+            official_ones.add(language)
+    ranked = sorted(spoken, key=lambda code: (-spoken[code], code))
+    official = [code for code in ranked if code in official_ones]
     if official and all(is_named("language", code) for code in official) and len(official) <= 6:
         yield fact("official", "official", languages=("list", tuple(("language", code) for code in official)))
         scripts = list(dict.fromkeys(_script(code, territory) for code in official))
         if all(is_named("script", code) for code in scripts):
             yield fact("official", "script", scripts=("list", tuple(("script", code) for code in scripts)))
     # Where two languages have equal shares, none is the most spoken one.
-    first = [code for code in ranked[:1] if len(ranked) == 1 or spoken[ranked[1]][0] < spoken[code][0]]
-    if first and is_named("language", first[0]) and 0 < spoken[first[0]][0] <= 100:
-        percent = spoken[first[0]][0]
+    first = [code for code in ranked[:1] if len(ranked) == 1 or spoken[ranked[1]] < spoken[code]]
+    if first and is_named("language", first[0]) and 0 < spoken[first[0]] <= 100:
+        percent = spoken[first[0]]
         yield fact("spoken", "spoken", language=("language", first[0]), percent=("percent", percent))
-        others = [code for code in ranked[1:] if is_named("language", code) and spoken[code][0] >= 0.1][:4]
+        others = [code for code in ranked[1:] if is_named("language", code) and spoken[code] >= 0.1][:4]
         if others:
-            shares = tuple(("share", ("language", code), spoken[code][0]) for code in others)
+            shares = tuple(("share", ("language", code), spoken[code]) for code in others)
             yield fact("spoken", "minor", languages=("list", shares))
 
 
@@ -137,7 +141,7 @@ def _script(language: str, territory: str) -> str:
     likely = get_global("likely_subtags")
     tag = likely.get(f"{language}_{territory}") or likely.get(language) or f"{language}_Zzzz"
     script = tag.split("_")[1]
-    return {"Hrkt": "Jpan"}.get(script, script)
+    return {"Hans": "Hani", "Hant": "Hani"}.get(script, script)
 
 
 def _time(territory, fact):
@@ -184,7 +188,9 @@ def _zone_name(zone: str) -> str | None:
 @cache
 def _three_letter_codes() -> dict[str, str]:
     aliases = get_global("territory_aliases").items()
-    return {new[0]: old for old, new in sorted(aliases) if len(old) == 3 and old.isalpha() and len(new) == 1}
+    found = {new[0]: old for old, new in sorted(aliases) if len(old) == 3 and old.isalpha() and len(new) == 1}
+    # Codes that ISO 3166 has replaced stand in the same table.
+    return {**found, "CD": "COD", "FR": "FRA", "TL": "TLS", "YE": "YEM"}
 
 
 @cache
