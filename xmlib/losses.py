@@ -24,10 +24,8 @@ def in_batch(scores_AB: torch.Tensor, own_negatives: bool = True) -> torch.Tenso
     A, B = scores_AB.shape
     positive_A = torch.arange(A, device=scores_AB.device) * (B // A)
     if not own_negatives:
-        own_AB = (
-            torch.arange(B, device=scores_AB.device) // (B // A) == torch.arange(A, device=scores_AB.device)[:, None]
-        )
-        own_AB[torch.arange(A), positive_A] = False
+        column_B = torch.arange(B, device=scores_AB.device)
+        own_AB = (column_B // (B // A) == column_B[:A, None]) & (column_B != positive_A[:, None])
         scores_AB = scores_AB.masked_fill(own_AB, -torch.inf)
     return F.cross_entropy(scores_AB, positive_A)
 

@@ -1,7 +1,7 @@
 """From text to a trained retriever, as stages: pre-train, mine negatives, fine-tune (Figure 1a, 1b).
 
-Each function returns the folder of a finished stage: it opens what exists for exactly these inputs, and otherwise builds
-it, going on from the last checkpoint if an earlier build was cut off. What is built where: `runs/models/`.
+Each function opens what exists for exactly these inputs, and otherwise builds it, going on from the last checkpoint if
+an earlier build was cut off. Models lie in `runs/models/`.
 """
 
 import hashlib

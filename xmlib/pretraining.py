@@ -1,7 +1,7 @@
 """Masked-LM pre-training of a small X-MOD from scratch, one adapter per language from the start (Figure 1a).
 
-Text in, a folder out that `transformers` opens as `XmodForMaskedLM` and `XmodModel`, with a Unigram tokenizer of its own
-in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<mask>` last.
+Text in, a folder out that `transformers` opens as `XmodForMaskedLM` and `XmodModel`, with a Unigram tokenizer of its
+own in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<mask>` last.
 """
 
 import itertools
@@ -135,11 +135,8 @@ def examples_of_stretches(tokenizer, texts: Sequence[str], max_length: int) -> T
     pieces = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
     ids = np.fromiter(itertools.chain.from_iterable(pieces), dtype=np.int64)
     room = max_length - 2
-    rows = [
-        [tokenizer.cls_token_id, *ids[first : first + room], tokenizer.sep_token_id]
-        for first in range(0, len(ids), room)
-    ]
-    return stream(rows)
+    cuts = [ids[first : first + room] for first in range(0, len(ids), room)]
+    return stream([[tokenizer.cls_token_id, *cut, tokenizer.sep_token_id] for cut in cuts])
 
 
 def mask_tokens(

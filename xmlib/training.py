@@ -1,8 +1,8 @@
 """Training: the optimiser's loop, its schedule and checkpoints, and the fine-tuning step on English triples.
 
-`Loop` is an iterator over steps that any loss can use (fine-tuning here, masked-LM in `pretraining`). It owns AdamW, the
-linear warm-up and decay, gradient clipping, and a checkpoint file from which it goes on to the same weights, bit for
-bit on a CPU, because everything random in step i is seeded with (seed, i).
+`Loop` is an iterator over steps that any loss can use (fine-tuning here, masked-LM in `pretraining`). It owns AdamW,
+the linear warm-up and decay, gradient clipping, and a checkpoint file from which it goes on to the same weights, bit
+for bit on a CPU, because everything random in step i is seeded with (seed, i).
 """
 
 import math
