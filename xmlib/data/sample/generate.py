@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from string import Formatter
 
 from xmlib.languages import SAMPLE
 
@@ -82,8 +83,16 @@ def passages(lang: str, scale: int = 1) -> Iterator[tuple[str, str]]:
 
 
 def fill(template: str, slots, lang: str) -> str:
-    own = wording(lang).get("names", {})
-    text = template.format(**{slot: render(value, lang, own) for slot, value in slots})
+    """A template in words. `{territory:dat}` is the form "dat" of a name, as `forms` in the wording file gives it."""
+    say, values = wording(lang), dict(slots)
+    text = ""
+    for literal, slot, form, _ in Formatter().parse(template):
+        text += literal
+        if slot is not None:
+            words = render(values[slot], lang, say.get("names", {}))
+            if form:
+                words = say["forms"][form].get(values[slot][1]) or say["forms"][form]["*"].format(words)
+            text += words
     return text[0].upper() + text[1:]
 
 

@@ -105,7 +105,9 @@ def problems(text: dict, lang: str) -> list[str]:
         "questions": ({key: {"territory"} for key in QUESTIONS}, QUESTION_VARIANTS),
         "reverse": ({key: {slot} for key, slot in REVERSE.items()}, REVERSE_VARIANTS),
     }
-    wrong = [f"unknown section {name!r}" for name in text if name not in (*expected, "names", "latin")]
+    wrong = [f"unknown section {name!r}" for name in text if name not in (*expected, "names", "forms", "latin")]
+    forms = text.get("forms", {})
+    wrong += [f"forms.{form}: no pattern '*' with {{}}" for form in forms if "{}" not in forms[form].get("*", "")]
     allowed_latin = set(text.get("latin", []))
     for section, (slots_of, count) in expected.items():
         given = text.get(section) or {}
@@ -117,20 +119,26 @@ def problems(text: dict, lang: str) -> list[str]:
                 wrong.append(f"{section}.{key}: {len(set(variants))} different variants, expected {count}")
             for number, template in enumerate(variants):
                 wrong += [
-                    f"{section}.{key}[{number}]: {p}" for p in _flaws(template, slots_of[key], lang, allowed_latin)
+                    f"{section}.{key}[{number}]: {p}"
+                    for p in _flaws(template, slots_of[key], forms, lang, allowed_latin)
                 ]
-    for kind, own in text.get("names", {}).items():
+    tables = {f"names.{kind}": own for kind, own in text.get("names", {}).items()}
+    tables |= {f"forms.{form}": own for form, own in forms.items()}
+    for table, own in tables.items():
         for code, words in own.items():
-            if foreign_words(words, lang):
-                wrong.append(f"names.{kind}.{code}: not in the script of {lang!r}: {words}")
+            if not isinstance(code, str) or foreign_words(words, lang):
+                wrong.append(f"{table}.{code}: quote the code, or not in the script of {lang!r}: {words}")
     return wrong
 
 
-def _flaws(template: str, slots: set[str], lang: str, allowed_latin: set[str]):
+def _flaws(template: str, slots: set[str], forms: dict, lang: str, allowed_latin: set[str]):
     parts = list(Formatter().parse(template))
     used = [slot for _, slot, _, _ in parts if slot is not None]
     if sorted(used) != sorted(slots):
         yield f"slots {sorted(used)}, expected each once: {sorted(slots)}"
+    for _, slot, form, _ in parts:
+        if form and form not in forms:
+            yield f"{{{slot}:{form}}} asks for a form that is not under forms; have: {', '.join(forms) or 'none'}"
     words = [w for part in parts for w in foreign_words(part[0], lang) if w not in allowed_latin]
     if words:
         yield f"not in the script of {lang!r}: {' '.join(words)}"
