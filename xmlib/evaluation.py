@@ -1,4 +1,4 @@
-"""How good a ranking is: runs, metrics through ranx, significance between systems, and the rows that tables are made of.
+"""How good a ranking is: runs, metrics through ranx, tests between systems, and the rows that tables are made of.
 
 Conventions, those of the official MS MARCO and Mr. TyDi scripts: the mean is over every judged query, and one without
 results counts 0; recall@k is the share of a query's relevant passages found, relevant meaning a grade of at least 1;
