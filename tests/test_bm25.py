@@ -163,3 +163,14 @@ def test_foreign_folders_and_collections_without_words_are_refused(tmp_path):
         BM25.open(tmp_path)
     with pytest.raises(ValueError, match="no term in 2 passages"):
         BM25.build(tmp_path / "i", collection(["", "?"]))
+
+
+def test_a_damaged_index_names_the_file(tmp_path):
+    BM25.build(tmp_path / "i", collection(["simba mto", "mto"]))
+    path = tmp_path / "i" / "data.csc.index.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"data.csc.index.npy: expected \d+ bytes, found \d+; build the index again"):
+        BM25.open(tmp_path / "i")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"data.csc.index.npy: expected \d+ bytes, found no file"):
+        BM25.open(tmp_path / "i")
