@@ -1,4 +1,4 @@
-"""How good a ranking is: runs, metrics through ranx, significance between systems, and the rows that tables are made of.
+"""How good a ranking is: runs, metrics through ranx, tests between systems, and the rows that tables are made of.
 
 Conventions, those of the official MS MARCO and Mr. TyDi scripts: the mean is over every judged query, and one without
 results counts 0; recall@k is the share of a query's relevant passages found, relevant meaning a grade of at least 1;
@@ -11,6 +11,7 @@ that is not writable, in the user's cache. Importing this module loads neither.
 
 import csv
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,9 +95,11 @@ def evaluate(
     from ranx.metrics import metric_switch
 
     qrels_AR2, run_AK2 = _as_arrays(run, qrels, depth=max(k for _, k in cuts))
-    values = {
-        metric: metric_switch(name)(qrels_AR2, run_AK2, k, 1) for metric, (name, k) in zip(metrics, cuts, strict=True)
-    }
+    values = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="unsafe cast from uint64")  # numba on ranx's loops, when it compiles
+        for metric, (name, k) in zip(metrics, cuts, strict=True):
+            values[metric] = metric_switch(name)(qrels_AR2, run_AK2, k, 1)
     return pd.DataFrame(values, index=pd.Index(list(qrels), name="qid"))
 
 

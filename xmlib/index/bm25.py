@@ -54,14 +54,17 @@ class BM25:
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        replaced = beside.with_name(f"{beside.name}.replaced")
         try:
             postings.save(beside, show_progress=False)
+            meta["bytes"] = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
             (beside / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
+            if folder.exists():  # renamed away, not emptied: what bears this name is whole
+                os.replace(folder, replaced)
             os.replace(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         return cls.open(folder)
 
     @classmethod
@@ -77,6 +80,10 @@ class BM25:
         if meta.get("format") != FORMAT or meta.get("analysis") != analysis.VERSION:
             found = f"format {meta.get('format')!r}, analysis {meta.get('analysis')!r}"
             raise ValueError(f"{path}: expected format {FORMAT!r}, analysis {analysis.VERSION}; found {found}")
+        for name, expected in meta["bytes"].items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else "no file"
+            if found != expected:
+                raise ValueError(f"{folder / name}: expected {expected} bytes, found {found}; build the index again")
         return cls(folder, meta, bm25s.BM25.load(folder, mmap=True, auto_compile=False))
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
