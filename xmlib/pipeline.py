@@ -26,6 +26,7 @@ from xmlib.training import Loop, Recipe
 
 LOG = "log.csv"  # step, loss, rate, seconds: in every trained folder
 CHECKPOINT = "checkpoint.pt"
+TOKENIZER_LINES = 10_000  # the vocabulary is learnt from at most about this many texts per language, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def pretrained(
         from transformers import AutoTokenizer
 
         if not (folder / "tokenizer" / "tokenizer_config.json").exists():
-            lines = (line for lang in texts for line in texts[lang])
+            lines = (line for lang in texts for line in texts[lang][:: len(texts[lang]) // TOKENIZER_LINES + 1])
             pretraining.train_tokenizer(lines, shape.vocab_size).save_pretrained(folder / "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         model = pretraining.new_xmod(

@@ -58,7 +58,7 @@ def rank(system: System, collection: Collection, k: int = 100, progress: bool = 
 
     def build(into: Path) -> None:
         scores_Ak, positions_Ak = _search(system, folder / "index", collection, min(k, len(collection.passages)))
-        Run.from_arrays(system.name, list(collection.queries), collection.passages.ids, scores_Ak, positions_Ak).save(
+        Run.from_search(system.name, list(collection.queries), collection.passages.ids, scores_Ak, positions_Ak).save(
             into / RUN_FILE
         )
 
