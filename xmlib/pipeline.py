@@ -7,26 +7,115 @@ an earlier build was cut off. Models lie in `runs/models/`.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from xmlib import pretraining, systems, training
+from xmlib import languages, pretraining, systems, training
 from xmlib.data.collection import Collection
+from xmlib.data.sources import find_folder, open_collection
 from xmlib.data.triples import Triples, mine
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import RUNS
 from xmlib.stages import fingerprint, stage
 from xmlib.systems import System
-from xmlib.tokens import Layout
+from xmlib.tokens import SINGLE_VECTOR, Layout
 from xmlib.training import Loop, Recipe
 
 LOG = "log.csv"  # step, loss, rate, seconds: in every trained folder
 CHECKPOINT = "checkpoint.pt"
 TOKENIZER_LINES = 10_000  # the vocabulary is learnt from at most about this many texts per language, evenly spaced
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that makes the two retrievers: the parameters of `01_train`, under the same names and with its demo values.
+
+    Its methods open what they name, and build it and all that it stands on where it is missing; so any notebook that
+    has the parameters of `01_train` has its models.
+    """
+
+    collection: str = "sample"  # English training data: "sample", or a folder with splits train and dev
+    text: str = "sample"  # masked-LM text: "sample", or a folder of <lang>.txt[.gz] files
+    languages: str = "all"  # of the encoder: codes, or "all" that `text` has
+    vocab_size: int = 8000
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    pretrain_steps: int = 400
+    pretrain_batch: int = 128  # texts
+    pretrain_rate: float = 2e-3
+    pretrain_length: int = 64  # tokens of a masked-LM example
+    pretrain_join: bool = False  # lay loose sentences end to end, for text that has no passages
+    negatives_per_query: int = 8
+    negatives_depth: int = 30  # results among which a hard negative may be found
+    query_length: int = 32  # n of Eq. 5
+    passage_length: int = 128  # m
+    dim: int = 128  # of a token vector
+    steps: int = 150
+    batch_size: int = 32  # triples
+    rate: float = 3e-4
+    own_negatives: bool = True  # in the denominator of Eq. 8, as printed; False as in the released code
+    pooling: str = "mean"  # DPR-XM: mean, max or cls
+    dpr_steps: int = 150
+    dpr_rate: float = 3e-4
+    dpr_scale: float = 20.0  # of the cosine inside the softmax
+    seed: int = 42
+    progress: bool = True
+
+    def texts(self) -> dict[str, list[str]]:
+        """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled."""
+        if self.text == "sample":
+            langs = languages.resolve(self.languages, languages.SAMPLE)
+            return {lang: _plain_text(open_collection("sample", lang, "train")) for lang in langs}
+        folder = find_folder(self.text)
+        files = {path.name.split(".")[0]: path for path in sorted(folder.glob("*.txt*"))}
+        langs = languages.resolve(self.languages, [code for code in languages.LANGUAGES if code in files])
+        return {lang: pretraining.read_lines(files[lang]) for lang in langs}
+
+    def encoder(self) -> Path:
+        """The pre-trained X-MOD."""
+        return pretrained(
+            self.texts(),
+            Shape(self.vocab_size, self.hidden, self.layers, self.heads),
+            Recipe(self.pretrain_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed),
+            self.pretrain_length,
+            self.pretrain_join,
+            self.progress,
+        )
+
+    def examples(self) -> Triples:
+        """English training triples with hard negatives of BM25."""
+        collection = open_collection(self.collection, languages.TRAINING_LANGUAGE, "train")
+        bm25 = System("BM25", "bm25")
+        return triples(collection, bm25, self.negatives_per_query, self.negatives_depth, self.seed)
+
+    def colbert(self) -> Path:
+        """ColBERT-XM."""
+        recipe = Recipe(self.steps, self.batch_size, self.rate, seed=self.seed)
+        layout = Layout(self.query_length, self.passage_length)
+        settings = dict(own_negatives=self.own_negatives, progress=self.progress, dim=self.dim)
+        return finetuned("colbert-xm", self.encoder(), self.examples(), recipe, layout, **settings)
+
+    def dpr(self) -> Path:
+        """DPR-XM, on the same examples."""
+        recipe = Recipe(self.dpr_steps, self.batch_size, self.dpr_rate, seed=self.seed)
+        layout = replace(SINGLE_VECTOR, query_length=self.passage_length, passage_length=self.passage_length)
+        settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, progress=self.progress)
+        return finetuned("dpr-xm", self.encoder(), self.examples(), recipe, layout, **settings, pooling=self.pooling)
+
+    def systems(self) -> dict[str, System]:
+        """The rows of a table, by name: BM25, both retrievers, and ColBERT-XM with every text sent through English."""
+        rows = [
+            System("BM25", "bm25"),
+            System("DPR-XM", "dpr-xm", self.dpr()),
+            System("ColBERT-XM", "colbert-xm", self.colbert()),
+            System("ColBERT-XM via English", "colbert-xm", self.colbert(), adapters=languages.TRAINING_LANGUAGE),
+        ]
+        return {system.name: system for system in rows}
 
 
 @dataclass(frozen=True)
@@ -149,6 +238,11 @@ def _finish(loop: Loop, folder: Path) -> None:
 def _identity(recipe: Recipe) -> dict:
     """What of a recipe shapes the weights: all but how often they are saved."""
     return {name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"}
+
+
+def _plain_text(collection: Collection) -> list[str]:
+    passages = collection.passages
+    return [passages.text(position) for position in range(len(passages))] + list(collection.queries.values())
 
 
 def _digest(texts: dict[str, Sequence[str]], rows: np.ndarray | None = None) -> str:

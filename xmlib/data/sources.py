@@ -22,7 +22,7 @@ def open_collection(source: str | Path, lang: str, split: str = "test", **option
         return sample.load(lang, split, **options)
     if options:
         raise ValueError(f"a folder has no option {', '.join(options)}; only the source 'sample' has: scale")
-    path = _find(source)
+    path = find_folder(source)
     if folder.holds_passages(path):
         return folder.load(path, lang, split)
     if folder.holds_passages(path / lang):
@@ -37,11 +37,12 @@ def collection_languages(source: str | Path) -> list[str]:
     """The languages that `source` has, in the order of the tables. A folder with a single collection names none: []."""
     if str(source) == "sample":
         return list(languages.SAMPLE)
-    path = _find(source)
+    path = find_folder(source)
     return [code for code in languages.LANGUAGES if folder.holds_passages(path / code)]
 
 
-def _find(source: str | Path) -> Path:
+def find_folder(source: str | Path) -> Path:
+    """The folder that a name means: from where you are, then from the checkout, then from the data folder."""
     places = [base / Path(source).expanduser() for base in (Path.cwd(), ROOT, DATA)]
     for path in places:
         if path.is_dir():

@@ -1,0 +1,153 @@
+"""The packed encoder: equal to transformers' XmodModel for every switch, mix of lengths and languages; routing; freezing."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import XmodConfig, XmodModel
+
+from xmlib import xmod
+
+LANGS = ["en_XX", "sw_KE", "ar_AR"]
+
+
+def small_model(seed: int = 0, **switches) -> XmodModel:
+    """Three languages, dimensions of a toy, no dropout, and norms and biases that are not at their neutral start."""
+    torch.manual_seed(seed)
+    config = XmodConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=60, type_vocab_size=1, languages=LANGS, initializer_range=0.2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **switches,
+    )  # fmt: skip
+    model = XmodModel(config, add_pooling_layer=False).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 0.5, 0.3)
+    return model
+
+
+def texts_of(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, 100, (length,), generator=generator) for length in lengths]
+
+
+def stock(model: XmodModel, texts: list[torch.Tensor], langs: list[str]) -> torch.Tensor:
+    """Real tokens of the padded batch, as transformers encodes them, end to end."""
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=1)
+    lang_ids = torch.tensor([LANGS.index(lang) for lang in langs])
+    return model(input_ids=ids, attention_mask=(ids != 1).long(), lang_ids=lang_ids).last_hidden_state[ids != 1]
+
+
+SWITCHES = [
+    dict(zip(("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter"), values, strict=True))
+    for values in itertools.product([False, True], repeat=4)
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(name for name, on in s.items() if on) or "none")
+def test_every_configuration_equals_the_stock_model_forward_and_backward(switches):
+    model = small_model(**switches)
+    lengths = [7, 1, 19, 7, 30, 12, 2, 25]
+    langs = ["sw_KE", "en_XX", "ar_AR", "en_XX", "sw_KE", "sw_KE", "ar_AR", "en_XX"]
+    texts = texts_of(lengths)
+    weight = torch.randn(sum(lengths), 32)
+
+    expected = stock(model, texts, langs)
+    (expected * weight).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    found = xmod.encode(model, torch.cat(texts), lengths, langs)
+    (found * weight).sum().backward()
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        if not name.endswith("key.bias"):  # softmax is blind to it: its gradient is rounding noise around zero
+            scale = gradients[name].abs().max().item()
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4 * scale + 1e-6, rtol=0, msg=name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from(LANGS)), min_size=1, max_size=12))
+def test_any_mix_of_lengths_and_languages_equals_the_stock_model(mix):
+    lengths, langs = [length for length, _ in mix], [lang for _, lang in mix]
+    model, texts = small_model(), texts_of(lengths)
+    with torch.no_grad():
+        found = xmod.encode(model, torch.cat(texts), lengths, langs)
+        torch.testing.assert_close(found, stock(model, texts, langs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [False, True])
+def test_runs_under_autocast(dtype, training):
+    model, texts = small_model().train(training), texts_of([9, 4, 17])
+    with torch.autocast("cpu", dtype):
+        found = xmod.encode(model, torch.cat(texts), [9, 4, 17], LANGS)
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), stock(model, texts, LANGS), atol=0.1, rtol=0.05)
+
+
+def test_dropout_is_applied_in_training_only():
+    model = small_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    ids, lengths = torch.cat(texts_of([9, 4])), [9, 4]
+    one, two = (xmod.encode(model.train(), ids, lengths, "en_XX") for _ in range(2))
+    assert not torch.equal(one, two)
+    one, two = (xmod.encode(model.eval(), ids, lengths, "en_XX") for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_a_token_that_may_not_be_attended_to_changes_no_other():
+    model = small_model()
+    attended = torch.tensor([True] * 6 + [False] * 2)
+    one, two = texts_of([8, 8], seed=1)
+    two = torch.cat([one[:6], two[6:]])
+    encoded = [xmod.encode(model, ids, [8], "sw", attended) for ids in (one, two)]
+    torch.testing.assert_close(encoded[0][:6], encoded[1][:6])
+    assert not torch.allclose(encoded[0][6:], encoded[1][6:])
+    assert not torch.allclose(xmod.encode(model, one, [8], "sw")[:6], encoded[0][:6])
+
+
+def test_languages_are_iso_codes_or_adapter_names_and_give_different_vectors():
+    model, ids = small_model(), torch.cat(texts_of([9]))
+    by_code, by_name = xmod.encode(model, ids, [9], "sw"), xmod.encode(model, ids, [9], "sw_KE")
+    assert torch.equal(by_code, by_name)
+    assert not torch.allclose(by_code, xmod.encode(model, ids, [9], "en"))
+
+
+def test_an_unknown_language_raises_with_those_there_are():
+    model = small_model()
+    model.config.default_language = "en_XX"  # must not be consulted
+    with pytest.raises(ValueError, match=r"no language adapter for 'xx'; this model has: ar, en, sw"):
+        xmod.encode(model, torch.cat(texts_of([3])), [3], "xx")
+
+
+def test_bad_shapes_raise():
+    model, ids = small_model(), torch.cat(texts_of([5, 3]))
+    with pytest.raises(ValueError, match="1 languages for 2"):
+        xmod.encode(model, ids, [5, 3], ["en"])
+    with pytest.raises(ValueError, match="add up to 9"):
+        xmod.encode(model, ids, [5, 4], "en")
+    with pytest.raises(ValueError, match="sequence 1 has no token"):
+        xmod.encode(model, ids, [8, 0], "en")
+    with pytest.raises(ValueError, match="59 tokens; the model has positions for 58"):
+        xmod.encode(model, torch.cat(texts_of([59])), [59], "en")
+
+
+def test_freezing_leaves_the_shared_weights_alone_trainable():
+    model = small_model(adapter_layer_norm=True, adapter_reuse_layer_norm=False)
+    xmod.freeze_for_finetuning(model)
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith("embeddings.") or "adapter" in name
+        assert parameter.requires_grad is not frozen, name
+
+
+def test_encoding_one_language_leaves_every_weight_untouched():
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        xmod.encode(model, torch.cat(texts_of([9])), [9], "sw")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
