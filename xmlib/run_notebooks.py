@@ -144,8 +144,11 @@ def up_to_date(stamp: Path, key: str) -> bool:
 def show_results(profile: str) -> None:
     """Print Table 1 and where the figures are."""
     folder = FIGURES / profile
-    for table in sorted(folder.glob("tab1_*.md")):
-        print(f"\n{table.read_text(encoding='utf-8').strip()}")
+    tables = sorted(folder.glob("tab1_*.csv"))
+    if tables:
+        from xmlib.reporting import main_grid
+
+        print(f"\n{main_grid(tables[0]).text()}", end="")
     drawn = sorted(path.name for path in folder.glob("*.png"))
     if drawn:
         print(f"\ntables and figures in {notebook.short(folder)}/: {', '.join(drawn)}")

@@ -1,0 +1,480 @@
+"""Every table and figure, each drawn from a CSV file and from nothing else.
+
+    reporting.main_table(rows, "demo", significance)     # figures/demo/tab1_mmarco.{csv,md,tex,png}
+    reporting.single_vs_multi(rows, comparison, "demo")  # figures/demo/fig4_single_vs_multi.{csv,svg,png}
+    reporting.redraw("demo")                             # all of them again, from the CSV files alone
+
+Such a function writes what was computed to a CSV file in long format, and calls the function of the same name with
+`draw_` in front on that file. All return the paths they wrote; `show` puts the picture into a notebook. Scores are
+shown times 100 with one decimal. Our numbers and the paper's have rows of their own.
+
+`rows` are result rows (`evaluation.RESULT_COLUMNS`); those of other profiles and metrics are passed over, and seeds are
+averaged. A comparison is what `evaluation.compare(a, b)` returns for two systems.
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from xmlib import looks, reported
+from xmlib.grid import MARKS, Cell, Grid, write_text
+from xmlib.languages import LANGUAGES, TRAINING_LANGUAGE
+from xmlib.looks import FAINT, INK, SEEN, SOFT, SYSTEMS, UNSEEN, colour, footnote, in_order, mark, save_pair, style
+from xmlib.paths import FIGURES
+
+LEVEL = 0.05  # of significance
+METRICS = {"mrr": "MRR", "recall": "R", "ndcg": "nDCG"}
+COLLECTIONS = {"mmarco": "mMARCO small dev", "mrtydi": "Mr. TyDi test"}  # what the paper's numbers belong to
+FILLS = {"yes": SEEN, "no": UNSEEN, "": ""}
+TEXT_COLUMNS = ("system", "lang", "better_than", "trained_on_lang", "q_token", "d_token", "title", "caption")
+NOT_FROM_ZERO = "(the axis does not start at 0)"
+
+
+# --- results per language as a table
+
+
+def main_table(
+    rows: pd.DataFrame,
+    profile: str,
+    significance: Mapping[tuple[str, str], pd.DataFrame] | None = None,
+    metric: str = "mrr@10",
+    table: int = 1,
+    stem: str = "tab1_mmarco",
+) -> list[Path]:
+    """One row per system, one column per language; what the paper's Table `table` prints in grey, in rows of its own.
+
+    `significance` maps the names of two systems (a, b) to their comparison.
+    """
+    rows = _choose(rows, profile, metric)
+    beaten = _beaten(significance or {})
+    origin = dict(metric=metric, profile=profile, collection=_only(rows, "collection"), split=_only(rows, "split"))
+    cells = []
+    for (system, lang), group in rows.groupby(["system", "lang"], sort=False):
+        cells.append(
+            dict(source="ours", system=system, lang=lang, value=group["value"].mean(), **origin)
+            | dict(trained_on_lang="" if system == "BM25" else "yes" if lang == TRAINING_LANGUAGE else "no")
+            | dict(better_than=";".join(beaten.get((system, lang), [])), table=table)
+            | dict(n_queries=group["n_queries"].iloc[0], n_seeds=group["seed"].nunique())
+        )
+    for row in reported.rows(table):
+        if row["metric"] == metric and row["lang"]:
+            trained = "" if row["system"] == "BM25" else {True: "yes", False: "no", None: ""}[row["trained_on_lang"]]
+            cells.append(
+                dict(source="paper", system=row["system"], lang=row["lang"], value=row["value"] / 100, metric=metric)
+                | dict(trained_on_lang=trained, collection=row["setting"], table=table)
+            )
+    path = write_csv(pd.DataFrame(cells), profile, stem)
+    return [path, *draw_main_table(path)]
+
+
+def draw_main_table(path: Path) -> list[Path]:
+    return main_grid(path).save(path)
+
+
+def main_grid(path: Path) -> Grid:
+    """The table in a file that `main_table` wrote."""
+    cells = read_csv(path)
+    ours, paper = (cells[cells["source"] == source] for source in ("ours", "paper"))
+    languages, systems = in_order(ours["lang"], LANGUAGES), in_order(ours["system"], SYSTEMS)
+    values = ours.pivot(index="system", columns="lang", values="value").reindex(index=systems, columns=languages)
+    others = [lang for lang in languages if lang != TRAINING_LANGUAGE]
+    if len(languages) > 1:
+        averages = {"avg": languages} | ({"zero-shot": others} if 1 < len(others) < len(languages) else {})
+        for name, over in averages.items():
+            values[name] = values[over].mean(axis=1, skipna=False)
+    best = values.map(score).eq(values.max().map(score)) & values.notna() & (len(systems) > 1)
+    details = ours.set_index(["system", "lang"])
+    letters = dict(zip(systems, MARKS, strict=False)) if any(ours["better_than"]) else {}
+
+    grid = Grid(["", *values.columns], caption=_main_caption(ours, paper, list(values.columns)))
+    for system in systems:
+        line = [Cell(f"{system} {letters.get(system, '')}".strip())]
+        for column in values.columns:
+            cell = Cell(score(values.loc[system, column]), bold=bool(best.loc[system, column]))
+            if (system, column) in details.index:
+                detail = details.loc[system, column]
+                cell.fill = FILLS[detail["trained_on_lang"]]
+                cell.mark = "".join(letters[name] for name in systems if name in detail["better_than"].split(";"))
+            line.append(cell)
+        grid.rows.append(line)
+        if system in set(paper["system"]):
+            grid.rows.append(_paper_line(paper, system, "    paper", values.columns))
+    rest = [system for system in in_order(paper["system"], SYSTEMS) if system not in systems]
+    grid.rules += [len(grid.rows)] if rest else []
+    grid.rows += [_paper_line(paper, system, f"{system}, paper", values.columns) for system in rest]
+    return grid
+
+
+def _paper_line(paper: pd.DataFrame, system: str, label: str, columns: Sequence[str]) -> list[Cell]:
+    printed = paper[paper["system"] == system].set_index("lang").reindex(columns)
+    fills = printed["trained_on_lang"].fillna("").map(FILLS)
+    cells = [Cell(score(value), grey=True, fill=fill) for value, fill in zip(printed["value"], fills, strict=True)]
+    return [Cell(label, grey=True), *cells]
+
+
+def _main_caption(ours: pd.DataFrame, paper: pd.DataFrame, columns: list[str]) -> str:
+    first, n = ours.iloc[0], ours["lang"].nunique()
+    seeds = int(ours["n_seeds"].max())
+    text = [
+        f"{banner(first['profile'])}{metric_name(first['metric'])} × 100 on {first['collection']}, {first['split']}; "
+        f"{_range(ours['n_queries'])} queries per language{f'; mean of {seeds} seeds' if seeds > 1 else ''}."
+    ]
+    if "zero-shot" in columns:
+        text.append(f"avg: all {n} languages, English included; zero-shot: the {n - 1} others.")
+    elif "avg" in columns:
+        text.append(
+            f"avg: all {n} languages, English {'included' if TRAINING_LANGUAGE in columns else 'not among them'}."
+        )
+    if ours["system"].nunique() > 1:
+        text.append("Bold: best of ours.")
+    if any(ours["better_than"]):
+        text.append(f"Superscripts: better than that system, paired test, p < {LEVEL} with Holm's correction.")
+    if any(ours["trained_on_lang"]):
+        text.append("Orange: language seen in training; blue: zero-shot.")
+    if len(paper):
+        printed = paper.iloc[0]
+        text.append(
+            f"Grey: printed in the paper's Table {int(printed['table'])}, on {COLLECTIONS[printed['collection']]}; "
+            f"its avg is over its own {paper['lang'].nunique() - 1} languages."
+        )
+    return " ".join(text)
+
+
+def _beaten(significance: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], list[str]]:
+    """(system, language) → the systems it is significantly better than."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (a, b), comparison in significance.items():
+        for row in comparison.itertuples():
+            if row.p_holm < LEVEL:
+                better, worse = (b, a) if row.difference > 0 else (a, b)
+                found.setdefault((better, row.lang), []).append(worse)
+    return found
+
+
+# --- any other table
+
+
+def write_table(frame: pd.DataFrame, profile: str, stem: str, caption: str) -> list[Path]:
+    """A table as it stands, floats with one decimal. The first column names the row."""
+    path = write_csv(frame.assign(caption=banner(profile) + caption), profile, stem)
+    return [path, *draw_table(path)]
+
+
+def draw_table(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    grid = Grid([name for name in frame.columns if name != "caption"], caption=frame["caption"].iloc[0])
+    columns = [_texts(frame[name]) for name in grid.header]
+    grid.rows = [[Cell(text) for text in row] for row in zip(*columns, strict=True)]
+    return grid.save(path)
+
+
+def _texts(column: pd.Series) -> list[str]:
+    if not pd.api.types.is_numeric_dtype(column):
+        return column.tolist()
+    digits = 0 if (column.dropna() % 1 == 0).all() else 1
+    return ["–" if np.isnan(value) else f"{value:.{digits}f}" for value in column]
+
+
+# --- figures
+
+
+def single_vs_multi(
+    rows: pd.DataFrame,
+    comparison: pd.DataFrame,
+    profile: str,
+    metric: str = "mrr@10",
+    systems: tuple[str, str] = ("DPR-XM", "ColBERT-XM"),
+    stem: str = "fig4_single_vs_multi",
+) -> list[Path]:
+    """Figure 4: one vector per text against one per token, in every language; `comparison` is of single and multi."""
+    rows = _choose(rows, profile, metric)
+    for system in systems:
+        if system not in set(rows["system"]):
+            raise ValueError(f"no row of {system!r}; systems there: {', '.join(rows['system'].unique())}")
+    rows = rows[rows["system"].isin(systems)]
+    values = rows.groupby(["lang", "system"])["value"].mean().unstack()
+    languages = in_order(values.index, LANGUAGES)
+    frame = pd.DataFrame(
+        dict(lang=languages, single=values.loc[languages, systems[0]], multi=values.loc[languages, systems[1]])
+        | dict(p_holm=comparison.set_index("lang").loc[languages, "p_holm"], n_queries=rows["n_queries"].iloc[0])
+        | dict(single_system=systems[0], multi_system=systems[1], metric=metric, profile=profile)
+        | dict(collection=_only(rows, "collection"), split=_only(rows, "split"), n_seeds=rows["seed"].nunique())
+    )
+    path = write_csv(frame, profile, stem)
+    return [path, *draw_single_vs_multi(path)]
+
+
+def draw_single_vs_multi(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    first, names = frame.iloc[0], (frame["single_system"].iloc[0], frame["multi_system"].iloc[0])
+    zero_shot = frame[frame["lang"] != TRAINING_LANGUAGE]
+    split = 0 < len(zero_shot) < len(frame)  # English and others: they get a gap between them
+    x = np.arange(len(frame)) + 0.6 * ((frame["lang"] != TRAINING_LANGUAGE) & split)
+    with style():
+        fig, ax = looks.figure(max(5.0, 0.48 * len(frame) + 2.4), 3.7)
+        for at, row in zip(x, frame.itertuples(), strict=True):
+            _dumbbell(ax, at, names, (100 * row.single, 100 * row.multi), certain=row.p_holm < LEVEL)
+        at, means, labels = x.iloc[-1], (row.single, row.multi), list(frame["lang"])
+        if len(zero_shot) > 1:
+            at, means = at + 1.7, (zero_shot["single"].mean(), zero_shot["multi"].mean())
+            labels.append(f"avg of\n{len(zero_shot)}")
+            ax.axvspan(at - 0.6, at + 0.6, color="#F4F4F4", lw=0, zorder=0)
+            _dumbbell(ax, at, names, (100 * means[0], 100 * means[1]), large=True)
+        ax.margins(y=0.12)
+        for name, y in zip(names, _apart([100 * mean for mean in means], 0.06 * np.ptp(ax.get_ylim())), strict=True):
+            ax.annotate(name, (at + 0.75, y), va="center", color=colour(name), weight="bold")
+        ax.set_xticks([*x, at][: len(labels)], labels)
+        ax.set_xlim(x.iloc[0] - 0.7, at + 3.2)
+        ax.spines["bottom"].set_bounds(x.iloc[0] - 0.7, at + 0.6)
+        if split:
+            ax.axvline((x.iloc[0] + x.iloc[1]) / 2, color=FAINT, lw=0.8, ls=(0, (4, 3)))
+            above = dict(xycoords=("data", "axes fraction"), textcoords="offset points", color=SOFT, fontsize=7.5)
+            ax.annotate("trained", (x.iloc[0], 1), (0, 3), ha="center", **above)
+            ax.annotate("zero-shot", (x.iloc[1] - 0.25, 1), (0, 3), **above)
+        ax.set_ylabel(f"{metric_name(first['metric'])} × 100\n{NOT_FROM_ZERO}")
+        title = f"One vector per text or one per token: {first['collection']}, {first['split']}"
+        ax.set_title(banner(first["profile"]) + title, pad=18)
+        seeds = f", mean of {first['n_seeds']} seeds" if first["n_seeds"] > 1 else ""
+        margin = reported.FIGURE_4_MARGIN
+        footnote(
+            fig,
+            f"Numbers: {names[1]} minus {names[0]}{seeds}; {_range(frame['n_queries'])} queries per language. "
+            f"° not significant (paired test, p ≥ {LEVEL} with Holm's correction).\n"
+            f"The paper, on mMARCO: +{margin['en']} in English, +{margin['others']} on average over the 13 others.",
+        )
+    return save_pair(fig, path)
+
+
+def _dumbbell(ax, x: float, names: Sequence[str], values: Sequence[float], certain=True, large=False) -> None:
+    """Two systems' dots, a line between them, and the difference above."""
+    ax.plot((x, x), values, color=FAINT, lw=2.2, zorder=1, solid_capstyle="butt")
+    for name, value in zip(names, values, strict=True):
+        ax.plot(x, value, **mark(name, 8.0 if large else 5.5))
+    label = f"{values[1] - values[0]:+.1f}".replace("-", "−") + ("" if certain else "°")
+    look = dict(fontsize=9, weight="bold") if large else dict(fontsize=7.5)
+    offset = dict(textcoords="offset points", ha="center", color=INK if certain else SOFT)
+    ax.annotate(label, (x, max(values)), (0, 8 if large else 6), **look, **offset)
+
+
+def per_language_dots(
+    rows: pd.DataFrame, profile: str, stem: str, metric: str = "mrr@10", title: str = ""
+) -> list[Path]:
+    """One dot per system and language, every system in its own colour and marker."""
+    rows = _choose(rows, profile, metric)
+    frame = rows.groupby(["system", "lang"], sort=False, as_index=False)["value"].mean()
+    frame = frame.assign(
+        metric=metric, profile=profile, title=title or f"{_only(rows, 'collection')}, {_only(rows, 'split')}"
+    )
+    path = write_csv(frame, profile, stem)
+    return [path, *draw_per_language_dots(path)]
+
+
+def draw_per_language_dots(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    first = frame.iloc[0]
+    languages, systems = in_order(frame["lang"], LANGUAGES), in_order(frame["system"], SYSTEMS)
+    values = 100 * frame.pivot(index="lang", columns="system", values="value").reindex(index=languages, columns=systems)
+    with style():
+        fig, ax = looks.figure(max(4.2, 0.42 * len(languages) + 1.6), 3.5)
+        ax.vlines(range(len(languages)), values.min(axis=1), values.max(axis=1), color=FAINT, lw=1.2, zorder=1)
+        for system in systems:
+            ax.plot(range(len(languages)), values[system], **mark(system, 5.5), label=system)
+        ax.set_xticks(range(len(languages)), languages)
+        ax.set_xlim(-0.6, len(languages) - 0.4)
+        ax.margins(y=0.08)
+        ax.set_ylabel(f"{metric_name(first['metric'])} × 100\n{NOT_FROM_ZERO}")
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(4, len(systems)), borderaxespad=0.3)
+        fig.suptitle(banner(first["profile"]) + first["title"], x=0.01, ha="left")
+    return save_pair(fig, path)
+
+
+def loss_curve(logs: Mapping[str, Sequence[dict]], profile: str, stem: str = "fig1_loss") -> list[Path]:
+    """Loss by training step. `logs` maps a name to a training log: records with `step` and `loss`."""
+    frame = pd.concat([pd.DataFrame(log)[["step", "loss"]].assign(system=name) for name, log in logs.items()])
+    path = write_csv(frame.assign(profile=profile), profile, stem)
+    return [path, *draw_loss_curve(path)]
+
+
+def draw_loss_curve(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    logs = {name: frame[frame["system"] == name].sort_values("step") for name in in_order(frame["system"], SYSTEMS)}
+    smooth = {name: log["loss"].ewm(span=max(2, len(log) / 25)).mean() for name, log in logs.items()}
+    with style():
+        fig, ax = looks.figure(5.4, 3.1)
+        for name, log in logs.items():
+            ax.plot(log["step"], log["loss"], color=colour(name), lw=0.6, alpha=0.22, zorder=1)
+            ax.plot(log["step"], smooth[name], color=colour(name), lw=1.8, zorder=2)
+        top = 1.05 * max(log["loss"].quantile(0.995) for log in logs.values())
+        ax.set(xlabel="training step", ylabel="loss", ylim=(0, top))
+        ax.margins(x=0)
+        ends = _apart([curve.iloc[-1] for curve in smooth.values()], 0.065 * top)
+        for name, y in zip(logs, ends, strict=True):
+            label = dict(xytext=(6, 0), textcoords="offset points", annotation_clip=False)
+            ax.annotate(name, (frame["step"].max(), y), va="center", color=colour(name), weight="bold", **label)
+        ax.set_title(f"{banner(frame['profile'].iloc[0])}Training loss (thin: each step; bold: moving average)")
+    return save_pair(fig, path)
+
+
+def token_similarity(
+    q_tokens: Sequence[str], d_tokens: Sequence[str], sim_ST: np.ndarray, profile: str, stem: str, title: str = ""
+) -> list[Path]:
+    """MaxSim at work: the cosine of every query token with every passage token, each row's best one framed."""
+    sim_ST = np.asarray(sim_ST, dtype=float)
+    if sim_ST.shape != (len(q_tokens), len(d_tokens)):
+        raise ValueError(
+            f"similarities of shape {sim_ST.shape} for {len(q_tokens)} query, {len(d_tokens)} passage tokens"
+        )
+    s, t = np.indices(sim_ST.shape).reshape(2, -1)
+    frame = pd.DataFrame(dict(s=s, t=t, q_token=np.array(q_tokens)[s], d_token=np.array(d_tokens)[t]))
+    path = write_csv(frame.assign(sim=sim_ST.ravel().round(5), profile=profile, title=title), profile, stem)
+    return [path, *draw_token_similarity(path)]
+
+
+def draw_token_similarity(path: Path, widest: int = 48) -> list[Path]:
+    frame = read_csv(path)
+    sim_ST = frame.pivot(index="s", columns="t", values="sim").to_numpy()
+    S, T = sim_ST.shape
+    shown = np.sort(np.argsort(-sim_ST.max(axis=0), kind="stable")[:widest])  # columns that can matter, in text order
+    texts = [frame.drop_duplicates("s")["q_token"], frame.drop_duplicates("t")["d_token"].iloc[shown]]
+    q_labels, d_labels = ([_cut(looks.readable(text)) for text in side] for side in texts)
+    title = banner(frame["profile"].iloc[0]) + looks.readable(frame["title"].iloc[0])
+
+    # Laid out by hand, in inches: the cells are squares of one size whatever the number of tokens.
+    cell, letter = 0.24, 0.062
+    left, bottom = (0.42 + letter * max(map(len, labels)) for labels in (q_labels, d_labels))
+    wide, high = cell * len(shown), cell * S
+    lines = textwrap.wrap(title, max(30, int((wide + 1.2) / 0.083))) or [""]
+    width, height = left + max(wide + 1.5, 0.083 * max(map(len, lines))), bottom + high + 0.3 + 0.16 * len(lines)
+    with style():
+        fig = Figure(figsize=(width, height))
+        ax = fig.add_axes((left / width, bottom / height, wide / width, high / height))
+        image = ax.imshow(sim_ST[:, shown], cmap="Blues", vmin=min(0.0, sim_ST.min()), vmax=1, aspect="auto")
+        for s, (t, top) in enumerate(zip(sim_ST.argmax(axis=1), sim_ST.max(axis=1), strict=True)):
+            for at in np.flatnonzero(shown == t):
+                frame_of = dict(fill=False, ec=colour("ColBERT-XM"), lw=1.6, clip_on=False)
+                ax.add_patch(Rectangle((at - 0.5, s - 0.5), 1, 1, **frame_of))
+            ax.annotate(f"{top:.2f}", (1, s), (6, 0), va="center", fontsize=7.5, **_BESIDE)
+        ax.annotate("max", (1, -0.5), (6, 4), fontsize=7.5, color=SOFT, **_BESIDE)
+        total = f"sum\n{sim_ST.max(axis=1).sum():.2f}"
+        ax.annotate(total, (1, S - 0.5), (6, -4), va="top", weight="bold", color=colour("ColBERT-XM"), **_BESIDE)
+        ax.set_xticks(range(len(shown)), d_labels, rotation=90)
+        ax.set_yticks(range(S), q_labels)
+        ax.tick_params(length=0, labelsize=8)
+        ax.spines[:].set_visible(False)
+        few = f": the {len(shown)} of {T} most similar to any query token" if len(shown) < T else ""
+        fig.text(left / width, 0.04 / height, f"passage tokens{few}", fontsize=8.5)
+        fig.text(0.06 / width, (bottom + high / 2) / height, "query tokens", fontsize=8.5, rotation=90, va="center")
+        fig.text(left / width, 1 - 0.06 / height, "\n".join(lines), fontsize=9.5, weight="bold", va="top")
+        bar = min(high, 1.6)
+        color_ax = fig.add_axes(
+            ((left + wide + 0.65) / width, (bottom + high - bar) / height, 0.12 / width, bar / height)
+        )
+        fig.colorbar(image, cax=color_ax, label="cosine").outline.set_visible(False)
+    return save_pair(fig, path)
+
+
+_BESIDE = dict(xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False)
+
+
+# --- redrawing and showing
+
+
+# What draws a CSV file is decided by the longest of these that its name begins with.
+DRAW: dict[str, Callable[[Path], list[Path]]] = {
+    "tab": draw_table,
+    "tab1_": draw_main_table,
+    "tab2_": draw_main_table,
+    "fig": draw_per_language_dots,
+    "fig1_": draw_loss_curve,
+    "fig2_": draw_token_similarity,
+    "fig4_": draw_single_vs_multi,
+}
+
+
+def redraw(profile: str) -> list[Path]:
+    """Draw every CSV file in figures/<profile> again. Returns what was written."""
+    written = []
+    for path in sorted((FIGURES / profile).glob("*.csv")):
+        prefixes = [prefix for prefix in DRAW if path.name.startswith(prefix)]
+        if prefixes:
+            written += DRAW[max(prefixes, key=len)](path)
+    return written
+
+
+def show(written: Sequence[Path]) -> None:
+    """Show the pictures among the written files in a notebook, at the size they were drawn for."""
+    from IPython.display import Image, display
+
+    for path in written:
+        if path.suffix == ".png":
+            display(Image(filename=str(path), retina=True))
+
+
+def write_csv(frame: pd.DataFrame, profile: str, stem: str) -> Path:
+    """Write what was computed to figures/<profile>/<stem>.csv, in full precision."""
+    path = FIGURES / profile / f"{stem}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Only an empty field is missing, and a missing text is an empty one: "NA" and "null" are words like others."""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(TEXT_COLUMNS, str))
+    return frame.fillna(dict.fromkeys(frame.select_dtypes(exclude="number").columns, ""))
+
+
+# --- small things that everything above shares
+
+
+def score(value: float) -> str:
+    """0.372 → "37.2"; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def metric_name(metric: str) -> str:
+    name, _, cut = metric.partition("@")
+    return f"{METRICS[name]}@{cut}"
+
+
+def banner(profile: str) -> str:
+    """What a caption begins with where numbers only show that everything runs: nobody shall quote a demo."""
+    return f"{profile.upper()}. " if profile in ("smoke", "demo") else ""
+
+
+def _choose(rows: pd.DataFrame, profile: str, metric: str) -> pd.DataFrame:
+    chosen = rows[(rows["profile"] == profile) & (rows["metric"] == metric)]
+    if chosen.empty:
+        have = sorted({f"{row.profile} {row.metric}" for row in rows.itertuples()})
+        raise ValueError(f"no result of profile {profile!r} with metric {metric!r}; have: {', '.join(have)}")
+    return chosen
+
+
+def _only(rows: pd.DataFrame, column: str) -> str:
+    """The one value of a column; a table must not mix, say, two collections."""
+    values = rows[column].unique()
+    if len(values) != 1:
+        raise ValueError(f"the rows mix several values of {column!r}: {', '.join(map(str, values))}; choose one")
+    return values[0]
+
+
+def _cut(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _range(counts: pd.Series) -> str:
+    least, most = int(counts.min()), int(counts.max())
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """The same heights, moved so that no two labels are closer than `least`."""
+    moved = np.array(heights, dtype=float)
+    for lower, upper in pairwise(np.argsort(moved)):
+        moved[upper] = max(moved[upper], moved[lower] + least)
+    return list(moved)
