@@ -124,7 +124,11 @@ def test_bfloat16_keeps_the_ranking(colbert, monkeypatch):
 
 
 def test_the_cpu_computes_in_bfloat16_only_where_it_has_units_for_it(monkeypatch):
-    for amx, avx, expected in ((True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)):
+    for amx, avx, expected in (
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         assert compute_dtype("cpu") == expected

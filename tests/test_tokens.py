@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import toys
-from xmlib.tokens import RELEASED, SINGLE_VECTOR, Layout, concatenate, punctuation_ids, tokenize_passages, tokenize_queries
+from xmlib.tokens import (
+    RELEASED,
+    SINGLE_VECTOR,
+    Layout,
+    concatenate,
+    punctuation_ids,
+    tokenize_passages,
+    tokenize_queries,
+)
 
 
 @pytest.fixture

@@ -36,13 +36,13 @@ def start(stem: str, names: dict) -> None:
     """
     global _started
     _started = time.time()
-    source = ROOT / "notebooks" / f"{stem}.ipynb"
-    _protect(source)
-    declared = parameters(source)
+    path = source(stem)
+    _protect(path)
+    declared = parameters(path)
     missing = [name for name in declared if name not in names]
     if missing:
-        raise ValueError(f"{source.name}: {', '.join(missing)} not set; run the cell tagged 'parameters' first")
-    check_parameters(declared, injected(names.get("In", [])) | {name: names[name] for name in declared}, source.name)
+        raise ValueError(f"{path.name}: {', '.join(missing)} not set; run the cell tagged 'parameters' first")
+    check_parameters(declared, injected(names.get("In", [])) | {name: names[name] for name in declared}, path.name)
     if "seed" in declared:
         _seed(names["seed"])
     versions = " · ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
@@ -67,6 +67,27 @@ def cost(energy_kwh: float | None = None) -> None:
         print(f"wrote        {_size(size):>9}  {short(path)}")
     if not files:
         print("wrote        nothing: all that was asked for existed")
+
+
+def source(stem: str) -> Path:
+    """The notebook as it lies in the checkout."""
+    return ROOT / "notebooks" / f"{stem}.ipynb"
+
+
+def settings(stem: str, profile: str) -> dict[str, object]:
+    """The parameters of another notebook in a profile, without the profile itself: its defaults, then its params file.
+
+    So `03_eval` finds, or builds, exactly the models that `01_train` makes.
+    """
+    import yaml
+
+    declared, path = parameters(source(stem)), ROOT / "params" / f"{stem}.{profile}.yaml"
+    if not path.is_file():
+        have = sorted(file.name.split(".")[1] for file in path.parent.glob(f"{stem}.*.yaml"))
+        raise ValueError(f"unknown profile {profile!r}; have: {', '.join(have)}")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    check_parameters(declared, given, path.name)
+    return {name: value for name, value in (declared | given).items() if name != "profile"}
 
 
 def parameters(path: Path) -> dict[str, object]:

@@ -66,14 +66,23 @@ class Training:
     seed: int = 42
     progress: bool = True
 
+    def shared_languages(self, available: Sequence[str]) -> list[str]:
+        """The languages out of `available` that the encoder has an adapter for."""
+        return [lang for lang in available if lang in self.encoder_languages()]
+
+    def encoder_languages(self) -> list[str]:
+        """The languages that the encoder is pre-trained in."""
+        if self.text == "sample":
+            return languages.resolve(self.languages, languages.SAMPLE)
+        files = _text_files(self.text)
+        return languages.resolve(self.languages, [code for code in languages.LANGUAGES if code in files])
+
     def texts(self) -> dict[str, list[str]]:
         """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled."""
+        langs = self.encoder_languages()
         if self.text == "sample":
-            langs = languages.resolve(self.languages, languages.SAMPLE)
             return {lang: _plain_text(open_collection("sample", lang, "train")) for lang in langs}
-        folder = find_folder(self.text)
-        files = {path.name.split(".")[0]: path for path in sorted(folder.glob("*.txt*"))}
-        langs = languages.resolve(self.languages, [code for code in languages.LANGUAGES if code in files])
+        files = _text_files(self.text)
         return {lang: pretraining.read_lines(files[lang]) for lang in langs}
 
     def encoder(self) -> Path:
@@ -113,7 +122,9 @@ class Training:
             System("BM25", "bm25"),
             System("DPR-XM", "dpr-xm", self.dpr()),
             System("ColBERT-XM", "colbert-xm", self.colbert()),
-            System("ColBERT-XM via English", "colbert-xm", self.colbert(), adapters=languages.TRAINING_LANGUAGE),
+            System(
+                "ColBERT-XM with English adapters", "colbert-xm", self.colbert(), adapters=languages.TRAINING_LANGUAGE
+            ),
         ]
         return {system.name: system for system in rows}
 
@@ -238,6 +249,11 @@ def _finish(loop: Loop, folder: Path) -> None:
 def _identity(recipe: Recipe) -> dict:
     """What of a recipe shapes the weights: all but how often they are saved."""
     return {name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"}
+
+
+def _text_files(source: str) -> dict[str, Path]:
+    """Language → file, for a folder of <lang>.txt or <lang>.txt.gz."""
+    return {path.name.split(".")[0]: path for path in sorted(find_folder(source).glob("*.txt*"))}
 
 
 def _plain_text(collection: Collection) -> list[str]:
