@@ -44,10 +44,12 @@ def main_table(
     profile: str,
     significance: Mapping[tuple[str, str], pd.DataFrame] | None = None,
     metric: str = "mrr@10",
-    table: int = 1,
+    table: int | None = 1,
     stem: str = "tab1_mmarco",
 ) -> list[Path]:
     """One row per system, one column per language; what the paper's Table `table` prints in grey, in rows of its own.
+
+    With `table=None` nothing of the paper's stands beside ours.
 
     `significance` maps the names of two systems (a, b) to their comparison.
     """
@@ -62,7 +64,7 @@ def main_table(
             | dict(better_than=";".join(beaten.get((system, lang), [])), table=table)
             | dict(n_queries=group["n_queries"].iloc[0], n_seeds=group["seed"].nunique())
         )
-    for row in reported.rows(table):
+    for row in reported.rows(table) if table else []:
         if row["metric"] == metric and row["lang"]:
             trained = "" if row["system"] == "BM25" else {True: "yes", False: "no", None: ""}[row["trained_on_lang"]]
             cells.append(
@@ -390,6 +392,7 @@ DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "tab": draw_table,
     "tab1_": draw_main_table,
     "tab2_": draw_main_table,
+    "tab_eval_": draw_main_table,
     "fig": draw_per_language_dots,
     "fig1_": draw_loss_curve,
     "fig2_": draw_token_similarity,

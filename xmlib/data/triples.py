@@ -24,9 +24,9 @@ class Triples:
 def mine(collection: Collection, run: Run, per_query: int = 4, depth: int = 50, seed: int = 42) -> np.ndarray:
     """Rows of triples whose negatives come from the first `depth` results of `run`. Returns (examples, 3) int64.
 
-    `run` is any ranking of the collection's queries: BM25's, or that of a model of a first round. Every relevant passage
-    of a query is paired with `per_query` of its wrong results, drawn without replacement where there are enough. A
-    query without a wrong result gives no triple. Columns: position of the query, of the positive, of the negative.
+    `run` is any ranking of the collection's queries: BM25's, or that of a model of a first round. Every relevant
+    passage of a query is paired with `per_query` of its wrong results, drawn without replacement where there are
+    enough. A query without a wrong result gives no triple. Columns: position of the query, positive, negative.
     """
     rng = np.random.default_rng(seed)
     positions = {pid: i for i, pid in enumerate(collection.passages.ids)}
