@@ -134,9 +134,6 @@ class Parts:
             os.rename(beside, piece)
         return {path.stem: np.load(path, mmap_mode="r") for path in piece.iterdir()}
 
-    def drop(self, name: str) -> None:
-        shutil.rmtree(self.path / name, ignore_errors=True)
-
 
 def chunks_of(n: int, size: int) -> list[tuple[int, int]]:
     """Positions 0 to n in runs of `size`: their starts and stops."""
