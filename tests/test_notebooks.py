@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -219,7 +220,7 @@ def write_notebook(path, parameters='profile: str = "demo"\nlang: str = "en"\nse
 WRITES = """
 from xmlib.paths import FIGURES
 (FIGURES / profile).mkdir(parents=True, exist_ok=True)
-(FIGURES / profile / "tab1_toy.md").write_text(f"| table of {lang} |")
+(FIGURES / profile / "note.txt").write_text(lang)
 """
 
 
@@ -257,12 +258,13 @@ def test_the_runner_runs_in_order_then_does_nothing_then_only_what_changed(toy):
     first = run_cli(toy, toy)
     assert first.returncode == 0, first.stderr
     assert re.search(r"\[1/2\] 00_first  5 cells  0:\d\d  → runs/demo/00_first.ipynb", first.stdout)
-    assert "| table of sw |" in first.stdout and first.stdout.index("00_first") < first.stdout.index("01_second")
+    assert (toy / "figures" / "demo" / "note.txt").read_text() == "sw"  # the params file was used
+    assert first.stdout.index("00_first") < first.stdout.index("01_second") and not first.stderr
 
     again = run_cli(toy, toy)
-    assert again.returncode == 0 and again.stdout.count("up to date") == 2 and "| table of sw |" in again.stdout
+    assert again.returncode == 0 and again.stdout.count("up to date") == 2
 
-    (toy / "figures" / "demo" / "tab1_toy.md").unlink()  # an output is gone: that notebook, and all after it
+    (toy / "figures" / "demo" / "note.txt").unlink()  # an output is gone: that notebook, and all after it
     assert run_cli(toy, toy).stdout.count("up to date") == 0
     (toy / "params" / "01_second.demo.yaml").write_text("profile: demo\nlang: 'fi'\n")
     changed = run_cli(toy, toy).stdout
@@ -323,6 +325,19 @@ def test_papermill_told_to_write_over_the_source_stops_and_the_source_comes_back
     while path.read_bytes() != source and time.time() < deadline:
         time.sleep(0.1)
     assert path.read_bytes() == source and not (toy / "figures").exists()
+
+
+def test_the_runner_ends_with_table_1_and_where_the_figures_are(tmp_path, monkeypatch, capsys):
+    from xmlib import reporting
+
+    monkeypatch.setattr(reporting, "FIGURES", tmp_path)
+    monkeypatch.setattr(run_notebooks, "FIGURES", tmp_path)
+    origin = dict(profile="demo", metric="mrr@10", collection="sample", split="test", n_queries=9, seed=1)
+    rows = [dict(system="ColBERT-XM", lang=lang, value=value, **origin) for lang, value in (("en", 0.5), ("sw", 0.25))]
+    reporting.main_table(pd.DataFrame(rows), "demo")
+    run_notebooks.show_results("demo")
+    out = capsys.readouterr().out
+    assert re.search(r"^sw +25\.0$", out, re.M) and "DEMO. MRR@10" in out and "tab1_mmarco.png" in out
 
 
 # --- the status line
