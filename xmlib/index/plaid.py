@@ -41,13 +41,14 @@ class PlaidIndex:
         self.list_offsets_C1 = offsets_of(np.bincount(self.codes_T, minlength=len(self.codec.centroids_CH)))
 
     def search(
-        self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int, n_probe: int = 4, n_candidates: int | None = None
+        self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int, n_probe: int = 8, n_candidates: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
-        Where fewer than k passages are found the row ends in -inf and -1.
+        Without `n_candidates` four times k passages, and at least 256, are scored in full. Where fewer than k are found
+        the row ends in -inf and -1.
         """
-        n_candidates = max(k, n_candidates or max(256, 2 * k))
+        n_candidates = max(k, n_candidates or max(256, 4 * k))
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         for a, (q_SH, cells) in enumerate(self._probe(q_ASH, q_mask_AS, n_probe)):
