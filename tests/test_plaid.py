@@ -76,13 +76,13 @@ def small(tmp_path):
     return vectors, ids, tmp_path / "index", q_ASH, q_mask_AS
 
 
-def test_the_default_search_finds_the_top_ten_of_exact_search(case, index):
+def test_a_search_of_eight_centroids_finds_the_top_ten_of_exact_search(case, index):
     vectors, q_ASH, q_mask_AS = case
     _, wanted = exact.search(vectors, q_ASH, q_mask_AS, 10)
-    _, found = index.search(q_ASH, q_mask_AS, 10)
+    _, found = index.search(q_ASH, q_mask_AS, 10, n_probe=8)
     assert overlap(found, wanted) >= 0.95
     # What is missed is what two bits blur: against exact search over the same decoded vectors next to nothing is.
-    assert overlap(found, exact.search(index.decoded(), q_ASH, q_mask_AS, 10)[1]) >= 0.98
+    assert overlap(found, exact.search(index.decoded, q_ASH, q_mask_AS, 10)[1]) >= 0.98
     # The task is hard enough to tell: a stingy search falls short.
     _, stingy = index.search(q_ASH, q_mask_AS, 10, n_probe=1, n_candidates=10)
     assert overlap(stingy, wanted) < 0.9
@@ -91,10 +91,10 @@ def test_the_default_search_finds_the_top_ten_of_exact_search(case, index):
 def test_more_bits_find_more(case, index, tmp_path):
     vectors, q_ASH, q_mask_AS = case
     _, wanted = exact.search(vectors, q_ASH, q_mask_AS, 10)
-    found = {2: overlap(index.search(q_ASH, q_mask_AS, 10)[1], wanted)}
+    found = {2: overlap(index.search(q_ASH, q_mask_AS, 10, n_probe=8)[1], wanted)}
     for n_bits in (1, 4):
         other = plaid.build(tmp_path / str(n_bits), vectors.slice, index.ids, ORIGIN, n_bits=n_bits)
-        found[n_bits] = overlap(other.search(q_ASH, q_mask_AS, 10)[1], wanted)
+        found[n_bits] = overlap(other.search(q_ASH, q_mask_AS, 10, n_probe=8)[1], wanted)
     assert found[1] < found[2] < found[4]
 
 
@@ -103,7 +103,7 @@ def test_probing_every_centroid_equals_exact_search_over_the_decoded_vectors(cas
     q_mask_AS = np.random.default_rng(0).random(q_mask_AS.shape) < 0.8
     C = len(index.codec.centroids_CH)
     scores, positions = index.search(q_ASH[:10], q_mask_AS[:10], 20, n_probe=C)
-    wanted_scores, wanted = exact.search(index.decoded(), q_ASH[:10], q_mask_AS[:10], 20)
+    wanted_scores, wanted = exact.search(index.decoded, q_ASH[:10], q_mask_AS[:10], 20)
     np.testing.assert_array_equal(positions, wanted)
     np.testing.assert_allclose(scores, wanted_scores, atol=1e-4)
 
@@ -111,7 +111,7 @@ def test_probing_every_centroid_equals_exact_search_over_the_decoded_vectors(cas
 def test_scores_are_exact_over_the_decoded_vectors_at_any_number_of_probes(case, index):
     _, q_ASH, _ = case
     scores, positions = index.search(q_ASH[:5], np.ones((5, 32), bool), 10, n_probe=1)
-    decoded = index.decoded()
+    decoded = index.decoded
     for q_SH, scores_k, positions_k in zip(q_ASH, scores, positions, strict=False):
         everything = maxsim_packed(q_SH, decoded.vectors_TH, decoded.offsets_B1)
         np.testing.assert_allclose(scores_k, everything[positions_k], atol=1e-4)
@@ -132,9 +132,9 @@ def test_the_first_stage_never_overrates_a_passage(case, index, monkeypatch):
 def test_many_queries_equal_one_query_at_a_time(case, index):
     _, q_ASH, q_mask_AS = case
     q_ASH, q_mask_AS = np.concatenate([q_ASH, q_ASH[:7]]), np.concatenate([q_mask_AS, q_mask_AS[:7]])
-    _, positions = index.search(q_ASH, q_mask_AS, 10)
+    _, positions = index.search(q_ASH, q_mask_AS, 10, n_probe=8)
     for a in (0, 63, 64, 66):
-        np.testing.assert_array_equal(index.search(q_ASH[a : a + 1], q_mask_AS[a : a + 1], 10)[1][0], positions[a])
+        np.testing.assert_array_equal(index.search(q_ASH[a : a + 1], q_mask_AS[a : a + 1], 10, n_probe=8)[1][0], positions[a])
 
 
 def test_rows_end_in_nothing_where_too_little_is_found(small):
@@ -203,7 +203,7 @@ def test_a_build_cut_off_anywhere_encodes_each_chunk_once_and_ends_the_same(smal
     resumed = plaid.build(tmp_path / "resumed", chunks, ids, ORIGIN, chunk_passages=6)
     asked.remove("cut")
     assert sorted(asked) == list(range(0, 60, 6))
-    np.testing.assert_array_equal(resumed.decoded().vectors_TH, whole.decoded().vectors_TH)
+    np.testing.assert_array_equal(resumed.decoded.vectors_TH, whole.decoded.vectors_TH)
 
 
 def test_a_build_cut_off_after_training_does_not_train_again(small, tmp_path, monkeypatch):
@@ -223,11 +223,11 @@ def test_added_passages_are_found_and_stay(small):
     _, ids, folder, _, q_mask_AS = small
     new, _, _ = realistic(B=20, A=5, group=10, seed=9)
     index = plaid.open(folder)
-    before = index.decoded()
+    before = index.decoded
     index.add([f"new{i}" for i in range(20)], new)
     for opened in (index, plaid.open(folder)):
         assert opened.ids == ids + [f"new{i}" for i in range(20)]
-        np.testing.assert_array_equal(opened.decoded().slice(0, 60).vectors_TH, before.vectors_TH)
+        np.testing.assert_array_equal(opened.decoded.slice(0, 60).vectors_TH, before.vectors_TH)
         own_words = new.vectors_TH[new.offsets_B1[7] :][None, :15]  # the first words of new7
         assert opened.search(own_words, q_mask_AS[:1, :15], 1)[1].tolist() == [[67]]
     store.verify(folder)
@@ -236,12 +236,12 @@ def test_added_passages_are_found_and_stay(small):
 def test_removed_passages_are_gone_and_the_others_unchanged(small):
     vectors, ids, folder, q_ASH, q_mask_AS = small
     index = plaid.open(folder)
-    before = index.decoded()
+    before = index.decoded
     index.remove(["p3", "p59", "p0"])
     kept = np.setdiff1d(np.arange(60), [0, 3, 59])
     for opened in (index, plaid.open(folder)):
         assert opened.ids == [ids[position] for position in kept]
-        decoded = opened.decoded()
+        decoded = opened.decoded
         np.testing.assert_array_equal(decoded.lengths_B, vectors.lengths_B[kept])
         np.testing.assert_array_equal(decoded.vectors_TH, before.vectors_TH[rows_of(before.offsets_B1, kept)[0]])
         _, positions = opened.search(q_ASH, q_mask_AS, 57, n_probe=10_000)
@@ -283,7 +283,7 @@ def test_changes_that_will_not_do_are_refused_and_change_nothing(small, change, 
 def test_a_change_cut_off_leaves_the_index_as_it_was(small, monkeypatch):
     _, ids, folder, _, _ = small
     index = plaid.open(folder)
-    before = index.decoded().vectors_TH
+    before = index.decoded.vectors_TH
 
     def cut(*_):
         raise KeyboardInterrupt
@@ -293,7 +293,7 @@ def test_a_change_cut_off_leaves_the_index_as_it_was(small, monkeypatch):
         index.remove(["p1"])
     opened = plaid.open(folder)
     assert opened.ids == ids
-    np.testing.assert_array_equal(opened.decoded().vectors_TH, before)
+    np.testing.assert_array_equal(opened.decoded.vectors_TH, before)
 
 
 def test_passages_with_no_token_are_kept_and_never_found(tmp_path):
@@ -312,3 +312,11 @@ def test_unknown_bit_widths_are_refused(tmp_path):
     vectors = realistic(B=20, A=1)[0]
     with pytest.raises(ValueError, match="n_bits must be one of 1, 2, 4, not 3"):
         plaid.build(tmp_path / "index", vectors.slice, names(20), ORIGIN, n_bits=3)
+
+
+def test_a_small_index_is_scored_whole_unless_it_is_told_to_probe(case, index):
+    _, q_ASH, q_mask_AS = case
+    scores, positions = index.search(q_ASH, q_mask_AS, 10)
+    wanted_scores, wanted = exact.search(index.decoded, q_ASH, q_mask_AS, 10)
+    np.testing.assert_array_equal(positions, wanted)
+    np.testing.assert_array_equal(scores, wanted_scores)

@@ -30,7 +30,7 @@ def test_masking_touches_only_the_chosen_and_never_a_marker(seed):
 def test_masking_follows_its_shares():
     ids = np.full(200_000, 30)
     inputs, chosen = pretraining.mask_tokens(ids, mask_id=50, specials=6, rng=np.random.default_rng(0))
-    assert abs(len(chosen) / len(ids) - 0.15) < 0.005
+    assert abs(len(chosen) / len(ids) - pretraining.MASKED) < 0.005
     assert abs((inputs[chosen] == 50).mean() - 0.8) < 0.01
     assert abs((inputs[chosen] == 30).mean() - 0.1) < 0.01
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoTokenizer, XmodConfig, XmodModel
 from transformers.models.xmod.modeling_xmod import XmodPreTrainedModel
 

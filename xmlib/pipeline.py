@@ -43,10 +43,10 @@ class Training:
     languages: str = "all"  # of the encoder: codes, or "all" that `text` has
     vocab_size: int = 8000
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
-    pretrain_steps: int = 400
-    pretrain_batch: int = 128  # texts
+    pretrain_steps: int = 1500
+    pretrain_batch: int = 24  # texts
     pretrain_rate: float = 2e-3
     pretrain_length: int = 64  # tokens of a masked-LM example
     pretrain_join: bool = False  # lay loose sentences end to end, for text that has no passages
@@ -135,7 +135,7 @@ class Shape:
 
     vocab_size: int = 8000
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
     longest: int = 256  # tokens of the longest text it can ever see
 

@@ -18,7 +18,8 @@ from xmlib.languages import adapter_name
 from xmlib.tokens import Layout, Tokens, stream, tokenize_passages
 from xmlib.training import Loop, Recipe
 
-MASKED = 0.15  # share of tokens to predict; of these 80 % become <mask>, 10 % a random token (Devlin et al., 2019)
+# Share of tokens to predict, 0.15 in Devlin et al. (2019); 80 % of them become <mask>, 10 % a random token, as there.
+MASKED = 0.2
 MARKERS = ("[Q]", "[P]")  # in the vocabulary from the start, so that fine-tuning need not grow it
 
 
@@ -58,22 +59,27 @@ def new_xmod(
     hidden: int = 128,
     layers: int = 4,
     heads: int = 4,
-    intermediate: int | None = None,
     longest: int = 256,
     seed: int = 42,
 ) -> XmodForMaskedLM:
-    """A freshly initialised X-MOD in the shape of xmod-base, only smaller, with an adapter for each of `langs`."""
+    """A freshly initialised X-MOD, smaller than xmod-base, with an adapter for each of `langs`.
+
+    Three things differ from xmod-base because it must learn in some thousand steps: norms come before the sublayers
+    and weights start larger, without which it stays at predicting word frequencies, and there is no dropout.
+    """
     torch.manual_seed(seed)
     config = XmodConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=intermediate or 4 * hidden,
+        intermediate_size=4 * hidden,
         max_position_embeddings=longest + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,  # a small model that sees its text a few times has nothing to forget
+        pre_norm=True,
+        initializer_range=0.05,
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         languages=[adapter_name(lang) for lang in langs],
         pad_token_id=tokenizer.pad_token_id,

@@ -13,6 +13,7 @@ Axes, used as suffixes:  A queries · B documents · N candidates · S query tok
 """
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from xmlib.scoring import maxsim_packed
 
 KIND = "plaid"
 QUERIES_AT_ONCE = 64  # whose products with the centroids are held together
+SMALL = 1 << 18  # tokens
 
 
 class PlaidIndex:
@@ -41,13 +43,24 @@ class PlaidIndex:
         self.list_offsets_C1 = offsets_of(np.bincount(self.codes_T, minlength=len(self.codec.centroids_CH)))
 
     def search(
-        self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int, n_probe: int = 8, n_candidates: int | None = None
+        self,
+        q_ASH: np.ndarray,
+        q_mask_AS: np.ndarray,
+        k: int,
+        n_probe: int | None = None,
+        n_candidates: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
+
+        Without `n_probe` an index of up to SMALL tokens is scored whole, which is faster there and loses nothing; a
+        larger one probes 8 centroids per query token.
 
         Without `n_candidates` four times k passages, and at least 256, are scored in full. Where fewer than k are found
         the row ends in -inf and -1.
         """
+        if n_probe is None and len(self.codes_T) <= SMALL:
+            return exact.search(self.decoded, q_ASH, q_mask_AS, k)
+        n_probe = n_probe or 8
         n_candidates = max(k, n_candidates or max(256, 4 * k))
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
@@ -83,6 +96,7 @@ class PlaidIndex:
     def _decode(self, rows_T: np.ndarray) -> np.ndarray:
         return self.codec.decode(self.codes_T[rows_T], self.residuals_TR.take(rows_T, axis=0))
 
+    @cached_property
     def decoded(self) -> TokenVectors:
         """Every vector as this index sees it, in memory."""
         return TokenVectors(self.codec.decode(self.codes_T, self.residuals_TR), self.offsets_B1)
@@ -123,7 +137,8 @@ class PlaidIndex:
     def _update(self, ids, codes_T, residuals, lengths) -> None:
         packed = residual.pack_codes(codes_T, self.codec.code_bits)
         store.update(self.stored, ids, {"codes": packed, "residuals": residuals, "lengths": lengths})
-        self.__init__(store.open(self.stored.path, KIND))  # as if opened just now
+        self.__dict__.clear()  # as if opened just now
+        self.__init__(store.open(self.stored.path, KIND))
 
     def size_report(self) -> dict[str, float]:
         """Bytes on disk: of the token vectors, by the paper's formula, and of all the rest."""
