@@ -101,7 +101,7 @@ def run(stem: str, profile: str, again: bool, label: str) -> bool:
             stdout_file=status,
             stderr_file=status,
             on_cell_execute=status.cell,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel, which else warns of its own transport each time
+            extra_arguments=["--log-level=CRITICAL"],  # a kernel else warns of its transport, and when it is stopped
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         status.close("failed")
