@@ -353,8 +353,11 @@ def test_the_status_line_shows_the_last_words_of_the_cell_in_place():
     status = run_notebooks.Status("[1/2] toy", 9, out)
     status.interval = 0
     status.cell({}, 3)
-    status.write("epoch 1\n\rstep 10\x1b[A\rstep 20 ")
-    assert out.getvalue().endswith("\r\x1b[K[1/2] toy  cell 4/9  0:00  step 20") and "\n" not in out.getvalue()
+    status.write("epoch 1\n\rtrain:  10%|█   | 1/10\x1b[A\rtrain:  20%|██  | 2/10 [0:01, loss=3] ")
+    assert (
+        out.getvalue().endswith("\r\x1b[K[1/2] toy  cell 3/9  0:00  train:  20% 2/10 [0:01, loss=3]")
+        and "\n" not in out.getvalue()
+    )
     status.close("done")
     assert out.getvalue().endswith("\r\x1b[K[1/2] toy  9 cells  0:00  done\n")
 

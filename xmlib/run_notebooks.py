@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from importlib.metadata import distributions
 from pathlib import Path
@@ -100,7 +101,7 @@ def run(stem: str, profile: str, again: bool, label: str) -> bool:
             stdout_file=status,
             stderr_file=status,
             on_cell_execute=status.cell,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel, which else warns of its own transport each time
+            extra_arguments=["--log-level=CRITICAL"],  # a kernel else warns of its transport, and when it is stopped
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         status.close("failed")
@@ -169,28 +170,39 @@ class Status:
         self.started = time.monotonic()
         self.drawn = self.started - (self.interval if self.terminal else 0)
         self.at, self.words = 0, ""
+        self.lock, self.closed = threading.Lock(), threading.Event()
         self._print(f"{self.label}  {self.cells} cells", stay=not self.terminal)
+        threading.Thread(target=self._tick, daemon=True).start()
 
     def cell(self, cell, cell_index: int) -> None:
-        self.at, self.words = cell_index + 1, ""
+        self.at, self.words = cell_index, ""  # counted from 0, but with the cell of parameters that papermill added
         self._draw()
 
     def write(self, text: str) -> None:
         lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
-        self.words = next((line for line in reversed(lines) if line), self.words)
+        words = next((line for line in reversed(lines) if line), self.words)
+        self.words = re.sub(r"%\|[^|]*\|", "%", words)  # of a progress bar, the numbers
         self._draw()
 
     def flush(self) -> None:
         pass
 
     def close(self, words: str) -> None:
-        self._print(f"{self.label}  {self.cells} cells  {self._elapsed()}  {words}", stay=True)
+        self.closed.set()
+        with self.lock:
+            self._print(f"{self.label}  {self.cells} cells  {self._elapsed()}  {words}", stay=True)
+
+    def _tick(self) -> None:
+        """The clock runs on while a cell says nothing."""
+        while not self.closed.wait(1.0):
+            self._draw()
 
     def _draw(self) -> None:
-        if time.monotonic() - self.drawn >= self.interval:
-            self.drawn = time.monotonic()
-            line = f"{self.label}  cell {min(self.at, self.cells)}/{self.cells}  {self._elapsed()}  {self.words}"
-            self._print(line, stay=not self.terminal)
+        with self.lock:
+            if time.monotonic() - self.drawn >= self.interval and not self.closed.is_set():
+                self.drawn = time.monotonic()
+                line = f"{self.label}  cell {self.at}/{self.cells}  {self._elapsed()}  {self.words}"
+                self._print(line.rstrip(), stay=not self.terminal)
 
     def _elapsed(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
