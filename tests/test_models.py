@@ -110,7 +110,7 @@ def test_opening_the_wrong_folder_says_so(colbert, tmp_path):
 
 def test_bfloat16_keeps_the_ranking(colbert, monkeypatch):
     texts = [f"the {a} {b} is {c} ." for a in ("red", "old", "blue") for b in ("mill", "bank") for c in ("north", "a")]
-    q_ASH, q_mask_AS = colbert.encode_queries(texts, "en")
+    q_ASH, _ = colbert.encode_queries(texts, "en")
     full = colbert.encode_passages(texts, "en")
     monkeypatch.setattr("xmlib.models.compute_dtype", lambda device: torch.bfloat16)
     half_q_ASH, _ = colbert.encode_queries(texts, "en")

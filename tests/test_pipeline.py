@@ -35,7 +35,7 @@ def toy_collection(lang: str) -> Collection:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Toy text in two languages, a toy English collection with a split of its own, and runs in a folder of their own."""
+    """Toy text in two languages, a toy English collection with a training split, and a folder of runs of their own."""
     monkeypatch.setattr(pipeline, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(systems, "RUNS", tmp_path / "runs")
     text = tmp_path / "text"

@@ -134,7 +134,9 @@ def test_many_queries_equal_one_query_at_a_time(case, index):
     q_ASH, q_mask_AS = np.concatenate([q_ASH, q_ASH[:7]]), np.concatenate([q_mask_AS, q_mask_AS[:7]])
     _, positions = index.search(q_ASH, q_mask_AS, 10, n_probe=8)
     for a in (0, 63, 64, 66):
-        np.testing.assert_array_equal(index.search(q_ASH[a : a + 1], q_mask_AS[a : a + 1], 10, n_probe=8)[1][0], positions[a])
+        np.testing.assert_array_equal(
+            index.search(q_ASH[a : a + 1], q_mask_AS[a : a + 1], 10, n_probe=8)[1][0], positions[a]
+        )
 
 
 def test_rows_end_in_nothing_where_too_little_is_found(small):

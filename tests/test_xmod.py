@@ -1,4 +1,4 @@
-"""The packed encoder: equal to transformers' XmodModel for every switch, mix of lengths and languages; routing; freezing."""
+"""The packed encoder: equal to XmodModel for every switch, any mix of lengths and languages; routing; freezing."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Small made things that several tests need: a tokenizer with a vocabulary one can read, models of toy size, triples."""
+"""Small made things that several tests need: a tokenizer whose vocabulary one can read, toy models, triples."""
 
 from functools import cache
 
