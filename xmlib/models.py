@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer, XmodConfig, XmodModel
+from transformers import AutoTokenizer, XmodConfig, XmodForMaskedLM, XmodModel
 from transformers.models.xmod.modeling_xmod import XmodPreTrainedModel
 
 from xmlib import xmod
@@ -49,7 +49,7 @@ class Retriever(XmodPreTrainedModel):
     def from_encoder(cls, folder: str | Path, **arguments) -> "Retriever":
         """A retriever to be fine-tuned, over a pre-trained X-MOD (its masked-LM head is left behind)."""
         model = cls(XmodConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), **arguments)
-        model.roberta = XmodModel.from_pretrained(folder, add_pooling_layer=False)
+        model.roberta = XmodForMaskedLM.from_pretrained(folder).roberta
         return model
 
     @classmethod

@@ -45,6 +45,7 @@ def start(stem: str, names: dict) -> None:
     check_parameters(declared, injected(names.get("In", [])) | {name: names[name] for name in declared}, path.name)
     if "seed" in declared:
         _seed(names["seed"])
+    _quieten_transformers()
     versions = " · ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
     print(
         f"{stem} · profile {names.get('profile', '-')} · commit {stages.commit()} · {time.strftime('%Y-%m-%d %H:%M')}"
@@ -218,6 +219,13 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  libraries that we call still draw from NumPy's global state
     torch.manual_seed(seed)
+
+
+def _quieten_transformers() -> None:
+    """Its bars for reading and writing a file would be most of what a notebook shows."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _protect(source: Path) -> None:
