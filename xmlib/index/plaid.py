@@ -137,8 +137,9 @@ class PlaidIndex:
     def _update(self, ids, codes_T, residuals, lengths) -> None:
         packed = residual.pack_codes(codes_T, self.codec.code_bits)
         store.update(self.stored, ids, {"codes": packed, "residuals": residuals, "lengths": lengths})
-        self.__dict__.clear()  # as if opened just now
-        self.__init__(store.open(self.stored.path, KIND))
+        stored = store.open(self.stored.path, KIND)
+        self.__dict__.clear()  # as if opened just now: what was cached of the old index goes
+        self.__init__(stored)
 
     def size_report(self) -> dict[str, float]:
         """Bytes on disk: of the token vectors, by the paper's formula, and of all the rest."""
