@@ -10,7 +10,7 @@ READY = $(VENV)/.ready
 EXECUTED = $${XMLIB_RUNS:-runs}/$(profile)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab figures eval check bench filter clean
+.PHONY: help demo test lab figures eval check filter clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,9 +37,6 @@ check: $(READY) ## style, and the tests that take seconds
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q -m "not slow" $(args)
-
-bench: $(READY) ## speed, memory and size beside the peers: every script in benchmarks/
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script"; done
 
 filter: $(READY) ## let git store notebooks without their outputs, in this clone
 	git config filter.notebook.clean "$(RUN) -m xmlib.notebook"
