@@ -59,7 +59,7 @@ def mrr(system: System, collection: Collection) -> float:
 
 
 def test_the_whole_way_learns_english_and_ranks_the_other_language(train):
-    rows = train.systems()
+    rows = train.systems
     assert list(rows) == ["BM25", "DPR-XM", "ColBERT-XM", "ColBERT-XM with English adapters"]
     scores = {lang: {name: mrr(row, toy_collection(lang)) for name, row in rows.items()} for lang in SAYS}
     assert scores["en"]["ColBERT-XM"] > 0.9
@@ -71,17 +71,17 @@ def test_the_whole_way_learns_english_and_ranks_the_other_language(train):
 
 
 def test_what_was_built_is_found_and_what_changed_is_built_anew(train, capsys):
-    folder = train.encoder()
+    folder = train.encoder
     assert "building" in capsys.readouterr().out
-    assert train.encoder() == folder
+    assert dataclasses.replace(train).encoder == folder
     assert "found" in capsys.readouterr().out
-    other = dataclasses.replace(train, pretrain_steps=41).encoder()
+    other = dataclasses.replace(train, pretrain_steps=41).encoder
     assert other != folder and folder.exists()
 
 
 def test_training_that_was_cut_off_goes_on_from_its_checkpoint(train, monkeypatch):
     recipe = training.Recipe(steps=12, batch_size=4, peak_rate=1e-3, checkpoint_every=4)
-    arguments = (train.texts(), pipeline.Shape(120, 32, 1, 2), recipe)
+    arguments = (train.texts, pipeline.Shape(120, 32, 1, 2), recipe)
     whole = pipeline.pretrained(*arguments, progress=False)
     expected = (whole / "model.safetensors").read_bytes()
     monkeypatch.setattr(pipeline, "RUNS", pipeline.RUNS / "again")
@@ -122,7 +122,7 @@ def test_mined_negatives_are_wrong_results_of_the_same_query():
 
 def test_a_first_rounds_model_can_mine_for_the_second(train):
     c = toy_collection("en")
-    first = System("first round", "colbert-xm", train.colbert(), engine="exact")
+    first = System("first round", "colbert-xm", train.colbert, engine="exact")
     examples = pipeline.triples(c, first, per_query=2, depth=5)
     assert len(examples) == 2 * len(c.queries)
     assert all(pair[1] != pair[2] for pair in examples.rows_E3.tolist())
@@ -139,5 +139,5 @@ def test_systems_that_make_no_sense_are_refused(tmp_path):
 
 def test_an_unknown_language_names_those_the_encoder_has(train):
     with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
-        dataclasses.replace(train, languages="en,xx").texts()
+        _ = dataclasses.replace(train, languages="en,xx").texts
     assert train.shared_languages(["de", "sw"]) == ["sw"]

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ TOKENIZER_LINES = 10_000  # the vocabulary is learnt from at most about this man
 class Training:
     """All that makes the two retrievers: the parameters of `01_train`, under the same names and with its demo values.
 
-    Its methods open what they name, and build it and all that it stands on where it is missing; so any notebook that
-    has the parameters of `01_train` has its models.
+    Its properties open what they name, and build it and all that it stands on where it is missing; so any notebook
+    that has the parameters of `01_train` has its models.
     """
 
     collection: str = "sample"  # English training data: "sample", or a folder with splits train and dev
@@ -77,6 +78,7 @@ class Training:
         files = _text_files(self.text)
         return languages.resolve(self.languages, [code for code in languages.LANGUAGES if code in files])
 
+    @cached_property
     def texts(self) -> dict[str, list[str]]:
         """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled."""
         langs = self.encoder_languages()
@@ -85,10 +87,11 @@ class Training:
         files = _text_files(self.text)
         return {lang: pretraining.read_lines(files[lang]) for lang in langs}
 
+    @cached_property
     def encoder(self) -> Path:
         """The pre-trained X-MOD."""
         return pretrained(
-            self.texts(),
+            self.texts,
             Shape(self.vocab_size, self.hidden, self.layers, self.heads),
             Recipe(self.pretrain_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed),
             self.pretrain_length,
@@ -96,34 +99,38 @@ class Training:
             self.progress,
         )
 
+    @cached_property
     def examples(self) -> Triples:
         """English training triples with hard negatives of BM25."""
         collection = open_collection(self.collection, languages.TRAINING_LANGUAGE, "train")
         bm25 = System("BM25", "bm25")
         return triples(collection, bm25, self.negatives_per_query, self.negatives_depth, self.seed)
 
+    @cached_property
     def colbert(self) -> Path:
         """ColBERT-XM."""
         recipe = Recipe(self.steps, self.batch_size, self.rate, seed=self.seed)
         layout = Layout(self.query_length, self.passage_length)
         settings = dict(own_negatives=self.own_negatives, progress=self.progress, dim=self.dim)
-        return finetuned("colbert-xm", self.encoder(), self.examples(), recipe, layout, **settings)
+        return finetuned("colbert-xm", self.encoder, self.examples, recipe, layout, **settings)
 
+    @cached_property
     def dpr(self) -> Path:
         """DPR-XM, on the same examples."""
         recipe = Recipe(self.dpr_steps, self.batch_size, self.dpr_rate, seed=self.seed)
         layout = replace(SINGLE_VECTOR, query_length=self.passage_length, passage_length=self.passage_length)
         settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, progress=self.progress)
-        return finetuned("dpr-xm", self.encoder(), self.examples(), recipe, layout, **settings, pooling=self.pooling)
+        return finetuned("dpr-xm", self.encoder, self.examples, recipe, layout, **settings, pooling=self.pooling)
 
+    @cached_property
     def systems(self) -> dict[str, System]:
         """The rows of a table, by name: BM25, both retrievers, and ColBERT-XM with every text sent through English."""
         rows = [
             System("BM25", "bm25"),
-            System("DPR-XM", "dpr-xm", self.dpr()),
-            System("ColBERT-XM", "colbert-xm", self.colbert()),
+            System("DPR-XM", "dpr-xm", self.dpr),
+            System("ColBERT-XM", "colbert-xm", self.colbert),
             System(
-                "ColBERT-XM with English adapters", "colbert-xm", self.colbert(), adapters=languages.TRAINING_LANGUAGE
+                "ColBERT-XM with English adapters", "colbert-xm", self.colbert, adapters=languages.TRAINING_LANGUAGE
             ),
         ]
         return {system.name: system for system in rows}

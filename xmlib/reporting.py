@@ -219,7 +219,7 @@ def draw_single_vs_multi(path: Path) -> list[Path]:
     split = 0 < len(zero_shot) < len(frame)  # English and others: they get a gap between them
     x = np.arange(len(frame)) + 0.6 * ((frame["lang"] != TRAINING_LANGUAGE) & split)
     with style():
-        fig, ax = looks.figure(max(5.0, 0.48 * len(frame) + 2.4), 3.7)
+        fig, ax = looks.figure(max(7.2, 0.48 * len(frame) + 2.4), 3.7)
         for at, row in zip(x, frame.itertuples(), strict=True):
             _dumbbell(ax, at, names, (100 * row.single, 100 * row.multi), certain=row.p_holm < LEVEL)
         at, means, labels = x.iloc[-1], (row.single, row.multi), list(frame["lang"])
@@ -283,7 +283,7 @@ def draw_per_language_dots(path: Path) -> list[Path]:
     languages, systems = in_order(frame["lang"], LANGUAGES), in_order(frame["system"], SYSTEMS)
     values = 100 * frame.pivot(index="lang", columns="system", values="value").reindex(index=languages, columns=systems)
     with style():
-        fig, ax = looks.figure(max(4.2, 0.42 * len(languages) + 1.6), 3.5)
+        fig, ax = looks.figure(max(6.4, 0.42 * len(languages) + 1.6), 3.5)
         ax.vlines(range(len(languages)), values.min(axis=1), values.max(axis=1), color=FAINT, lw=1.2, zorder=1)
         for system in systems:
             ax.plot(range(len(languages)), values[system], **mark(system, 5.5), label=system)
