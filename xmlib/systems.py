@@ -5,7 +5,6 @@
 Building an index and searching it are stages: done once for a system and a collection, and found again afterwards.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,4 +128,5 @@ def _search(system: System, folder: Path, collection: Collection, k: int) -> tup
     return opened.search(*model.encode_queries(texts, lang), k)
 
 
-_silent: Callable[[str], None] = lambda line: None  # noqa: E731
+def _silent(line: str) -> None:
+    """In place of `print`, where a caller's own progress bar says enough."""
