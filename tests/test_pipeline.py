@@ -140,4 +140,12 @@ def test_systems_that_make_no_sense_are_refused(tmp_path):
 def test_an_unknown_language_names_those_the_encoder_has(train):
     with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
         _ = dataclasses.replace(train, languages="en,xx").texts
-    assert train.shared_languages(["de", "sw"]) == ["sw"]
+
+
+def test_a_folder_with_one_collection_needs_its_language_named(train):
+    with pytest.raises(ValueError, match="does not say its language; give one of: en, sw"):
+        train.languages_of(train.collection, "all")
+    assert train.languages_of(train.collection, "sw") == ["sw"]
+    assert train.languages_of("sample", "all") == ["en", "sw"]
+    with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
+        train.languages_of("sample", "xx")

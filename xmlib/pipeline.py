@@ -17,7 +17,7 @@ import torch
 
 from xmlib import languages, pretraining, systems, training
 from xmlib.data.collection import Collection
-from xmlib.data.sources import find_folder, open_collection
+from xmlib.data.sources import collection_languages, find_folder, open_collection
 from xmlib.data.triples import Triples, mine
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import RUNS
@@ -67,9 +67,15 @@ class Training:
     seed: int = 42
     progress: bool = True
 
-    def shared_languages(self, available: Sequence[str]) -> list[str]:
-        """The languages out of `available` that the encoder has an adapter for."""
-        return [lang for lang in available if lang in self.encoder_languages()]
+    def languages_of(self, source: str, lang: str) -> list[str]:
+        """The languages `lang` of the collection `source`: codes, or "all" that both it and the encoder have.
+
+        A folder that holds a single collection does not say its language: there `lang` has to.
+        """
+        named = collection_languages(source)
+        if not named and lang == "all":
+            raise ValueError(f"{source} does not say its language; give one of: {', '.join(self.encoder_languages())}")
+        return languages.resolve(lang, [code for code in self.encoder_languages() if code in named or not named])
 
     def encoder_languages(self) -> list[str]:
         """The languages that the encoder is pre-trained in."""
