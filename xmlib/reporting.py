@@ -29,6 +29,7 @@ from xmlib.looks import FAINT, INK, SEEN, SOFT, SYSTEMS, UNSEEN, colour, footnot
 from xmlib.paths import FIGURES
 
 LEVEL = 0.05  # of significance
+FIGURE_4 = ("DPR-XM", "ColBERT-XM")  # the two systems that it compares
 METRICS = {"mrr": "MRR", "recall": "R", "ndcg": "nDCG"}
 COLLECTIONS = {"mmarco": "mMARCO small dev", "mrtydi": "Mr. TyDi test"}  # what the paper's numbers belong to
 FILLS = {"yes": SEEN, "no": UNSEEN, "": ""}
@@ -191,10 +192,14 @@ def single_vs_multi(
     comparison: pd.DataFrame,
     profile: str,
     metric: str = "mrr@10",
-    systems: tuple[str, str] = ("DPR-XM", "ColBERT-XM"),
+    systems: tuple[str, str] = FIGURE_4,
     stem: str = "fig4_single_vs_multi",
+    title: str = "One vector per text or one per token",
 ) -> list[Path]:
-    """Figure 4: one vector per text against one per token, in every language; `comparison` is of single and multi."""
+    """Figure 4: one vector per text against one per token, in every language; `comparison` is of single and multi.
+
+    Any other pair of `systems` is drawn the same way, under a `title` of its own and without the paper's margins.
+    """
     rows = _choose(rows, profile, metric)
     for system in systems:
         if system not in set(rows["system"]):
@@ -205,7 +210,7 @@ def single_vs_multi(
     frame = pd.DataFrame(
         dict(lang=languages, single=values.loc[languages, systems[0]], multi=values.loc[languages, systems[1]])
         | dict(p_holm=comparison.set_index("lang").loc[languages, "p_holm"], n_queries=rows["n_queries"].iloc[0])
-        | dict(single_system=systems[0], multi_system=systems[1], metric=metric, profile=profile)
+        | dict(single_system=systems[0], multi_system=systems[1], metric=metric, profile=profile, title=title)
         | dict(collection=_only(rows, "collection"), split=_only(rows, "split"), n_seeds=rows["seed"].nunique())
     )
     path = write_csv(frame, profile, stem)
@@ -240,16 +245,18 @@ def draw_single_vs_multi(path: Path) -> list[Path]:
             ax.annotate("trained", (x.iloc[0], 1), (0, 3), ha="center", **above)
             ax.annotate("zero-shot", (x.iloc[1] - 0.25, 1), (0, 3), **above)
         ax.set_ylabel(f"{metric_name(first['metric'])} × 100\n{NOT_FROM_ZERO}")
-        title = f"One vector per text or one per token: {first['collection']}, {first['split']}"
-        ax.set_title(banner(first["profile"]) + title, pad=18)
+        ax.set_title(f"{banner(first['profile'])}{first['title']}: {first['collection']}, {first['split']}", pad=18)
         seeds = f", mean of {first['n_seeds']} seeds" if first["n_seeds"] > 1 else ""
-        margin = reported.FIGURE_4_MARGIN
-        footnote(
-            fig,
+        note = (
             f"Numbers: {names[1]} minus {names[0]}{seeds}; {_range(frame['n_queries'])} queries per language. "
-            f"° not significant (paired test, p ≥ {LEVEL} with Holm's correction).\n"
-            f"The paper, on mMARCO: +{margin['en']} in English, +{margin['others']} on average over the 13 others.",
+            f"° not significant (paired test, p ≥ {LEVEL} with Holm's correction)."
         )
+        if names == FIGURE_4:
+            paper = reported.FIGURE_4_MARGIN
+            note += (
+                f"\nThe paper, on mMARCO: +{paper['en']} in English, +{paper['others']} on average over the 13 others."
+            )
+        footnote(fig, note)
     return save_pair(fig, path)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from xmlib.data.collection import Collection
 from xmlib.evaluation import Run
+from xmlib.index import analysis
 from xmlib.paths import RUNS
 from xmlib.stages import fingerprint, stage
 
@@ -74,6 +75,7 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
         "model": fingerprint(system.model) if system.model else None,
         "adapters": system.route(collection.lang),
         "engine": system.engine if system.kind == "colbert-xm" else None,
+        "analysis": analysis.VERSION if system.kind == "bm25" else None,
     }
 
     def build(into: Path) -> None:
@@ -85,11 +87,11 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
 
 def open_index(system: System, folder: Path):
     """The index below a stage's folder, ready to search."""
-    from xmlib.index import bm25, dense, exact, plaid
-
     if system.kind == "bm25":
-        return bm25.BM25.open(folder)
-    return {"dpr-xm": dense, "colbert-xm": {"plaid": plaid, "exact": exact}[system.engine]}[system.kind].open(folder)
+        from xmlib.index.bm25 import BM25
+
+        return BM25.open(folder)
+    return _vector_index(system).open(folder)
 
 
 @lru_cache(maxsize=2)
@@ -102,10 +104,10 @@ def open_model(kind: str, folder: Path):
 
 
 def _build_index(system: System, collection: Collection, folder: Path, progress: bool) -> None:
-    from xmlib.index import bm25, dense, exact, plaid
-
     if system.kind == "bm25":
-        bm25.BM25.build(folder, collection)
+        from xmlib.index.bm25 import BM25
+
+        BM25.build(folder, collection)
         return
     model, lang = open_model(system.kind, system.model), system.route(collection.lang)
 
@@ -114,8 +116,14 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
         return model.encode_passages(texts, lang, progress=f"encode {collection.lang}" if progress else None)
 
     origin = {"model": fingerprint(system.model), "lang": lang, "collection": collection.passages.fingerprint}
-    module = {"dpr-xm": dense, "colbert-xm": {"plaid": plaid, "exact": exact}[system.engine]}[system.kind]
-    module.build(folder, chunks, list(collection.passages.ids), origin)
+    _vector_index(system).build(folder, chunks, list(collection.passages.ids), origin)
+
+
+def _vector_index(system: System):
+    """The module whose `build` and `open` serve the system's vectors."""
+    from xmlib.index import dense, exact, plaid
+
+    return dense if system.kind == "dpr-xm" else {"plaid": plaid, "exact": exact}[system.engine]
 
 
 def _search(system: System, folder: Path, collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray]:
