@@ -13,6 +13,7 @@ Axes:  T tokens of the stream · B sequences · N sequences of one attention buc
 
 import copy
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -349,7 +350,11 @@ class _Int8Linear(torch.nn.Module):
         weight, bias = linear.weight.detach(), linear.bias.detach()
         scale_O = weight.abs().amax(1).clamp(min=1e-12) / 127
         zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, scale_O, zero_O, 0, torch.qint8)
+        with (
+            warnings.catch_warnings()
+        ):  # from 2.13 on PyTorch means to drop quantised tensors, but has no other int8 map
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel")
+            rounded = torch.quantize_per_channel(weight, scale_O, zero_O, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
