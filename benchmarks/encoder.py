@@ -1,8 +1,9 @@
 """Encoding speed: the packed encoder beside stock `XmodModel`, on the same random weights of xmod-base's shape.
 
-Every system encodes the same texts in turn, round by round, in one process: passages with the lengths of MS MARCO in one
-batch, and one query of 32 tokens. Quality comes from the same run: the largest difference of a hidden state from stock in
-float32, and how far rankings by MaxSim agree, over a random projection to 128 dimensions.
+Every system encodes the same texts in turn, round by round, in one process: passages with the lengths of MS MARCO in
+one batch, and one query of 32 tokens. Quality comes from the same run: the largest difference of a hidden state from
+stock in float32, and how far rankings by MaxSim agree, over a random projection to 128 dimensions. Passages of random
+tokens score nearly alike, so their order is a harder test than that of real text.
 
     python -m benchmarks.encoder                        # xmod-base, 81 languages: 4.5 GB of memory, some minutes
     python -m benchmarks.encoder --layers 2 --vocabulary 1000 --rounds 3

@@ -44,6 +44,8 @@ class Packing:
     buckets: list[Bucket]
     rows_P: torch.Tensor | None  # slot -> stream row, any row for padding; None where slots and rows are the same
     slot_T: torch.Tensor  # stream row -> slot
+    starts_B1: torch.Tensor | None  # int32, first row of each sequence and the end; None where keys are masked
+    longest: int  # tokens of the longest sequence
     kept_K: torch.Tensor | None  # stream rows that leave the last layer; None: all
     kept_spans: list[tuple[str, int, int]]  # spans of those rows
     restore_K: torch.Tensor | None  # row of the result -> row that left the last layer; None where they are the same
@@ -117,6 +119,8 @@ def pack(
         buckets,
         None if same else on_device(rows_P),
         on_device(slot_T),
+        None if attended_T is not None else on_device(F.pad(lengths.cumsum(0), (1, 0)).int()),
+        int(lengths.max()),
         on_device(kept),
         kept_spans,
         None if kept_order is None else on_device(kept_order.argsort()),
@@ -170,10 +174,9 @@ def encode(
 def lowered(model: XmodModel, precision: str) -> XmodModel:
     """A copy for inference on a CPU whose matrix products run in `precision`: "bfloat16" or "int8". Goes into `encode`.
 
-    All but the weights of linear maps is shared with `model`, which stays as it is. bfloat16 pays where there are units for
-    it (AMX, AVX512-BF16), int8 where there are none: twice the speed of float32 on AVX2, and a quarter of the memory to read,
-    which is what one query waits for. int8 rounds each output channel of a weight once and the inputs on every call,
-    to 7 bits, because AVX2's products of full bytes can overflow.
+    All but the weights of linear maps is shared with `model`, which stays as it is. bfloat16 pays where there are units
+    for it (AMX, AVX512-BF16), int8 where there are none. int8 rounds the weights once, with a scale per output channel,
+    and the inputs of every call to 7 bits, because AVX2's products of full bytes can overflow.
     """
     maps = {"bfloat16": _Bfloat16Linear, "int8": _Int8Linear}
     if precision not in maps:
@@ -254,10 +257,15 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     three = (attention.query, attention.key, attention.value)
     if torch.is_grad_enabled():  # one product each way; joining the weights costs less than it saves
         qkv_TH = F.linear(x_TH, torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
+        if _ragged(qkv_TH, dropout, packing):
+            q, k, v = qkv_TH.view(-1, 3, heads, width).unbind(1)
+            return _attend_ragged(q, k, v, packing, attention.scaling)
         qkv_PH = qkv_TH if packing.rows_P is None else _Spread.apply(qkv_TH, packing)
         parts = qkv_PH.unflatten(1, (3, -1)).unbind(1)
     else:
         parts = [p(x_TH) for p in three]
+        if _ragged(parts[0], dropout, packing):
+            return _attend_ragged(*(part_TH.view(-1, heads, width) for part_TH in parts), packing, attention.scaling)
         if packing.rows_P is not None:
             parts = [part_TH.index_select(0, packing.rows_P) for part_TH in parts]
     slots = [N * L for N, L in (bucket.shape for bucket in packing.buckets)]
@@ -270,6 +278,19 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         mixed.append(y.transpose(1, 2).reshape(N * L, heads * width))
     y_PH = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return y_PH if packing.rows_P is None else _Collect.apply(y_PH, packing)
+
+
+def _ragged(x_TH: torch.Tensor, dropout: float, packing: Packing) -> bool:
+    """Whether PyTorch's attention over sequences without padding can be used: on CUDA, in 16 bits, without dropout."""
+    return x_TH.is_cuda and x_TH.dtype != torch.float32 and dropout == 0 and packing.starts_B1 is not None
+
+
+def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
+    """Attention of (T, heads, width) within each sequence, on the stream as it is. Returns (T, H)."""
+    from torch.nn.attention.varlen import varlen_attn  # not at import: it looks for a GPU's libraries
+
+    starts, longest = packing.starts_B1, packing.longest
+    return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale).flatten(1)
 
 
 class _GroupedLinear(torch.autograd.Function):
