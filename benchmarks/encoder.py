@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def encoders(model: XmodModel, options: argparse.Namespace) -> dict:
-    """Name → function from a list of token id tensors to their hidden states, end to end (T, H) float32; stock first."""
+    """Name → function from a list of token id tensors to hidden states, end to end (T, H) in float32; stock first."""
     device = torch.device(options.device)
     language = model.config.languages.index("en_XX")
 

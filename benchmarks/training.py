@@ -1,16 +1,18 @@
 """Training speed: a step of ColBERT-XM's fine-tuning beside the same step over stock `XmodModel`.
 
-A step encodes a batch of triples (queries of 32 tokens, passages with the lengths of MS MARCO), scores every query against
-every passage, takes the loss of Eq. 6 and updates the shared weights with AdamW; embeddings and adapters are frozen.
-Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. Both start from the same
-random weights of xmod-base's shape and take the same batches in turn; their losses stand side by side in the table.
+A step encodes a batch of triples (queries of 32 tokens, passages with the lengths of MS MARCO), scores every query
+against every passage, takes the loss of Eq. 6 and updates the shared weights with AdamW; embeddings and adapters are
+frozen. Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. Both start
+from the same random weights of xmod-base's shape and take the same batches in turn; without dropout (`--dropout 0`)
+their losses in the table have to agree.
 
     python -m benchmarks.training --layers 2 --vocabulary 1000 --batch 8     # a CPU
     python -m benchmarks.training --batch 128 --rounds 20                    # a GPU, the paper's setting
 
-Stands on torch, transformers and numpy alone (and late-interaction-kernels on CUDA where it is installed). On CUDA the
-table has the model FLOP utilisation against a measured matrix product and, through NVML where pynvml is installed, energy;
-and the paper's run, 6.4M triples, as it would be at this speed. Prints a Markdown table, writes runs/benchmarks/training.json.
+Stands on torch, transformers and numpy alone (and late-interaction-kernels on CUDA where it is installed). On CUDA
+the table has the model FLOP utilisation against a measured matrix product and, through NVML where pynvml is installed,
+energy; and the paper's run, 6.4M triples, as it would be at this speed. Prints a Markdown table and writes
+runs/benchmarks/training.json.
 """
 
 import argparse
@@ -82,7 +84,8 @@ def main() -> None:
         rows.append(row)
     if rate:
         rows.append(PRINTED)
-    common.report("training", options, rows, {"tokens of a step": round(float(tokens)), "compute": str(rate)})
+    facts = {"tokens of a step": round(float(tokens)), "matrix product, FLOP/s": rate}
+    common.report("training", options, rows, facts)
 
 
 def batch(options: argparse.Namespace, step: int) -> tuple[Tokens, Tokens]:
@@ -127,7 +130,7 @@ def stock_steps(options: argparse.Namespace, batches: list):
     recipe = Recipe(steps=10_000, batch_size=options.batch, seed=options.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.peak_rate, weight_decay=recipe.weight_decay, eps=1e-6)
-    # XmodModel cannot run under autocast (its adapters write 16 bits into 32), so on CUDA it stays in float32 with TF32.
+    # XmodModel fails under autocast (its adapters write 16 bits into 32), so on CUDA it stays in float32 with TF32.
     torch.backends.cuda.matmul.allow_tf32 = True
 
     def encode(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:

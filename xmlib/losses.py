@@ -4,8 +4,8 @@ All take one matrix of scores, `scores_AB`: queries × every passage of the batc
 query, those of query i are columns i·N … i·N + N - 1, its positive first, its hard negatives behind.
 
 Beyond the paper, which trains on labels alone: `kl` (ColBERTv2, Santhanam et al., 2022) and `margin_mse` (Hofstätter
-et al., 2020); `distilled` adds in-batch negatives to either. They take a teacher's scores, `teacher_AN`, of each query's
-own passages in the same order.
+et al., 2020); `distilled` adds in-batch negatives to either. They take a teacher's scores, `teacher_AN`, of each
+query's own passages in the same order.
 """
 
 import torch

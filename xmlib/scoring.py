@@ -72,8 +72,8 @@ def _fused_kernels() -> bool:
 class _TiledMaxsim(torch.autograd.Function):
     """MaxSim over a few documents at a time: the similarities of all, A x B x S x T, are never held together.
 
-    For the gradient it keeps which document token won, (A x S, B). A tile's gradient is then a matrix of A x S rows with
-    one entry per document, and both gradients are products with it: deterministic, and as fast as the forward pass.
+    For the gradient it keeps which document token won, (A x S, B). A tile's gradient is then a matrix of A x S rows
+    with one entry per document, and both gradients are products with it: deterministic, and as fast as going forward.
     """
 
     @staticmethod

@@ -124,7 +124,7 @@ class Loop:
         self.model.eval()
 
     def _launch(self, step: int) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Do one step, on a GPU without waiting for it. Returns its loss on the host, and the event that it is there."""
+        """Do one step, on a GPU without waiting for it. Returns its loss on the host, and the event that it came."""
         recipe, device = self.recipe, next(self.model.parameters()).device
         dtype = compute_dtype(device)
         torch.manual_seed(recipe.seed * 1_000_003 + step + 31 * _rank())  # dropout: the same after a resume

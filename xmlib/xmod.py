@@ -241,7 +241,8 @@ def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> t
     """Each span of the stream through the adapter of its language. Returns (T, H)."""
     if len(spans) == 1:
         return adapters[spans[0][0]](x_TH)
-    if torch.is_autocast_enabled(x_TH.device.type):  # which casts what `_GroupedLinear` would not
+    # Without gradients there is no graph to keep small; autocast casts what `_GroupedLinear` would not.
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x_TH.device.type):
         return torch.cat([adapters[name](x_TH[first:last]) for name, first, last in spans])
     used = [adapters[name] for name, _, _ in spans]
     rows = [slice(first, last) for _, first, last in spans]
