@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from xmlib import languages, pretraining, systems, training
+from xmlib.carbon import Meter
 from xmlib.data.collection import Collection
 from xmlib.data.sources import collection_languages, find_folder, open_collection
 from xmlib.data.triples import Triples, mine
@@ -255,7 +256,10 @@ def read_log(folder: Path) -> pd.DataFrame:
 
 
 def _finish(loop: Loop, folder: Path) -> None:
-    pd.DataFrame(loop.run()).to_csv(folder / LOG, index=False)
+    with Meter() as meter:
+        log = loop.run()
+    meter.save(folder)
+    pd.DataFrame(log).to_csv(folder / LOG, index=False)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
