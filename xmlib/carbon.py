@@ -14,8 +14,8 @@ Measured and assumed energy are never added up: every row says which it is in `b
 GPU is measured by the energy counter of its driver (NVML), a processor by the RAPL counters that Linux shows to root. A
 part without a counter is assumed: its power from a data sheet, times the share of its cores in use, times the time.
 
-Why not codecarbon: where there is no RAPL it multiplies a processor's TDP by time, as we do, but adds the product to what
-it measured; and it brings nine packages, a client for its web service among them.
+Why not codecarbon: where there is no RAPL it multiplies a processor's TDP by time, as we do, but adds the product to
+what it measured; and it brings nine packages, a client for its web service among them.
 """
 
 import os

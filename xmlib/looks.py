@@ -136,6 +136,10 @@ def duration(hours: float) -> str:
     return f"{digits(hours * 3600)} s"
 
 
+def energy(kwh: float) -> str:
+    return f"{digits(kwh)} kWh" if kwh >= 0.1 else f"{digits(1000 * kwh)} Wh"
+
+
 def counts(values) -> str:
     """ "200", or "200 to 916" where they differ."""
     least, most = int(min(values)), int(max(values))

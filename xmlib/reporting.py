@@ -219,6 +219,166 @@ def _dumbbell(ax, x: float, names: Sequence[str], values: Sequence[float], certa
     ax.annotate(label, (x, max(values)), (0, 8 if large else 6), **look, **offset)
 
 
+def examples_curve(
+    scaling: pd.DataFrame, results: pd.DataFrame, profile: str, stem: str = "fig3_examples"
+) -> list[Path]:
+    """Figure 3: averages over languages against the number of training examples, the paper's above ours.
+
+    `scaling` are result rows with a column `examples`. mE5, trained on all it ever saw, is a line across; the paper
+    prints its MRR@10 alone. Ours is taken from `results`, over the same languages.
+    """
+    cells = []
+    for row in reported.rows(4):
+        if row["lang"] == "avg":
+            examples = float(row["setting"].split("M")[0])
+            cells.append(dict(source="paper", system="ColBERT-XM", metric=row["metric"], examples_millions=examples))
+            cells[-1] |= dict(value=row["value"] / 100, n_languages=14, collection="mMARCO small dev", profile="")
+    printed = next(row["value"] for row in reported.rows(1) if row["system"] == "mE5-base" and row["lang"] == "avg")
+    cells.append(cells[0] | dict(system="mE5", metric="mrr@10", examples_millions=None, value=printed / 100))
+    ours = scaling[scaling["profile"] == profile]
+    if len(ours):
+        langs, where = (
+            set(ours["lang"]),
+            dict(source="ours", collection=tables.only(ours, "collection"), profile=profile),
+        )
+        for (metric, examples), group in ours.groupby(["metric", "examples"]):
+            made = dict(system="ColBERT-XM", metric=metric, examples_millions=examples / 1e6)
+            cells.append(where | made | dict(value=group["value"].mean(), n_languages=group["lang"].nunique()))
+        same = results.query("system == 'mE5' and profile == @profile and collection == @where['collection']")
+        for metric, group in same[same["lang"].isin(langs)].groupby("metric"):
+            if set(group["lang"]) == langs:
+                cells.append(
+                    where | dict(system="mE5", metric=metric, value=group["value"].mean(), n_languages=len(langs))
+                )
+    path = write_csv(pd.DataFrame(cells), profile, stem)
+    return [path, *draw_examples_curve(path)]
+
+
+def draw_examples_curve(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    sources = [source for source in ("paper", "ours") if source in set(frame["source"])]
+    metrics = [metric for metric in dict.fromkeys(frame["metric"]) if metric in set(frame["metric"])]
+    with style():
+        fig = Figure(figsize=(2.15 * len(metrics) + 0.6, 2.35 * len(sources) + 0.35), layout="constrained")
+        for axes, source in zip(fig.subplots(len(sources), len(metrics), squeeze=False), sources, strict=True):
+            block = frame[frame["source"] == source]
+            for ax, metric in zip(axes, metrics, strict=True):
+                _example_panel(ax, block[block["metric"] == metric], metric)
+            first = block.iloc[0]
+            who = "The paper" if source == "paper" else f"{banner(first['profile'])}Ours"
+            axes[0].set_ylabel(f"{who}\n{first['collection']}, average of {first['n_languages']:.0f}", fontsize=8)
+        note = "Scores × 100; no axis starts at 0. Dashed: mE5, of which the paper prints MRR@10 alone."
+        footnote(fig, note + ("" if "ours" in sources else " Ours: not run."))
+    return save_pair(fig, path)
+
+
+def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
+    """One metric: a curve over the number of examples, which are spaced by their ratios, and mE5 as a line across."""
+    curve = cells[cells["system"] == "ColBERT-XM"].sort_values("examples_millions")
+    x, y = curve["examples_millions"], 100 * curve["value"]
+    ax.plot(x, y, color=colour("ColBERT-XM"), lw=1.6)
+    ax.plot(x, y, **mark("ColBERT-XM", 5.5))
+    for at, value in zip(x, y, strict=True):
+        ax.annotate(f"{value:.1f}", (at, value), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    for value in 100 * cells.loc[cells["system"] == "mE5", "value"]:
+        ax.axhline(value, color=colour("mE5"), lw=1.1, ls=(0, (4, 3)), zorder=1)
+        beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5"))
+        ax.annotate(f"mE5 {value:.1f}", (1, value), xycoords=("axes fraction", "data"), **beside)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(x, [looks.millions(value) for value in x], fontsize=6.5)
+    ax.minorticks_off()
+    ax.margins(x=0.14, y=0.3)
+    ax.set_title(metric_name(metric))
+
+
+def quality_by_energy(
+    cells: pd.DataFrame, results: pd.DataFrame, profile: str, metric: str = "mrr@10", stem: str = "fig5_energy"
+) -> list[Path]:
+    """What training took, and what came of it. `cells` are those of Table 3 (`tables.energy`).
+
+    The score is the average over all languages of the paper's Table 1, or of ours.
+    """
+    printed = {row["system"]: float(row["value"]) / 100 for row in reported.rows(1) if row["lang"] == "avg"}
+    chosen = results[(results["profile"] == profile) & (results["metric"] == metric)]
+    ours = chosen.groupby("system")["value"].mean()
+    frame = cells[["source", "system", "what", "basis", "energy_kwh"]].assign(metric=metric, profile=profile)
+    fine_tuned = frame["what"].fillna("").isin(("", "fine-tuning"))
+    scores = [printed.get(row.system) if row.source == "paper" else ours.get(row.system) for row in frame.itertuples()]
+    frame["value"] = pd.Series(scores, index=frame.index, dtype=float).where(fine_tuned)
+    frame["collection"] = np.where(
+        frame["source"] == "paper", "mMARCO small dev", ", ".join(chosen["collection"].unique())
+    )
+    path = write_csv(frame, profile, stem)
+    return [path, *draw_quality_by_energy(path)]
+
+
+def draw_quality_by_energy(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    sources = [source for source in ("paper", "ours") if source in set(frame["source"])]
+    bars = {source: frame[frame["source"] == source].groupby(["system", "what"], sort=False) for source in sources}
+    heights = [0.27 * bars[source].ngroups + 0.95 for source in sources]
+    with style():
+        fig = Figure(figsize=(8.6, sum(heights) + 0.5), layout="constrained")
+        grid = fig.subplots(len(sources), 2, squeeze=False, height_ratios=heights, width_ratios=(1.25, 1))
+        for (left, right), source in zip(grid, sources, strict=True):
+            block = frame[frame["source"] == source]
+            who = "The paper" if source == "paper" else f"{banner(block['profile'].iloc[0])}Ours"
+            _energy_bars(left, bars[source], f"{who}: energy of training")
+            _energy_dots(right, block, f"{who}: quality by energy")
+        footnote(fig, "Hatched: assumed, power from a data sheet × time. Solid: measured by a meter.")
+    return save_pair(fig, path)
+
+
+def _energy_bars(ax, groups, title: str) -> None:
+    """A bar per model: the measured part solid, the assumed part hatched, never one number for both."""
+    total = 0.0
+    for y, ((system, _), group) in enumerate(groups):
+        parts, start = group.groupby("basis")["energy_kwh"].sum(), 0.0
+        for basis in ("measured", "assumed"):
+            if basis in parts:
+                _bar(ax, y, start, parts[basis], system, hatched=basis == "assumed")
+                start += parts[basis]
+        words = ", ".join(
+            f"{looks.energy(parts[basis])} {basis}" for basis in ("measured", "assumed") if basis in parts
+        )
+        ax.annotate(words, (start, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+        total = max(total, start)
+    ax.set_yticks(range(groups.ngroups), [f"{system}, {what}" if what else system for system, what in groups.groups])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.45 * total)
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title(title)
+
+
+def _bar(ax, y: float, start: float, width: float, system: str, hatched: bool) -> None:
+    fill = dict(facecolor="white", hatch="/////") if hatched else dict(facecolor=colour(system))
+    ax.barh(y, width, left=start, height=0.62, edgecolor=colour(system), lw=1.0, **fill)
+
+
+def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
+    """Score against energy; a dot is solid where all of its energy was measured."""
+    points = block.dropna(subset="value").groupby("system", sort=False)
+    for system, group in points:
+        x, y = group["energy_kwh"].sum(), 100 * group["value"].iloc[0]
+        fill = (
+            dict(facecolor=colour(system))
+            if (group["basis"] == "measured").all()
+            else dict(facecolor="white", hatch="//////")
+        )
+        ax.scatter([x], [y], s=90, marker=mark(system, 1)["marker"], edgecolor=colour(system), lw=1.2, zorder=3, **fill)
+        ax.annotate(system, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
+    if points.ngroups == 0:
+        ax.set_axis_off()
+        return
+    ax.set_xscale("log")
+    ax.margins(x=0.22, y=0.28)
+    first = block.iloc[0]
+    ax.set_xlabel("kWh (each step is a factor of 10)")
+    ax.set_ylabel(f"{metric_name(first['metric'])} × 100, average\n{NOT_FROM_ZERO}", fontsize=8)
+    ax.set_title(title)
+
+
 def per_language_dots(
     rows: pd.DataFrame, profile: str, stem: str, metric: str = "mrr@10", title: str = ""
 ) -> list[Path]:
@@ -356,7 +516,9 @@ DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "fig": draw_per_language_dots,
     "fig1_": draw_loss_curve,
     "fig2_": draw_token_similarity,
+    "fig3_": draw_examples_curve,
     "fig4_": draw_single_vs_multi,
+    "fig5_": draw_quality_by_energy,
 }
 
 

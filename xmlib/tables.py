@@ -201,7 +201,7 @@ def _lines(ours: pd.DataFrame, paper: pd.DataFrame) -> Iterator[tuple[str, str, 
 
 
 def _stands_in(ours: pd.DataFrame) -> pd.Series:
-    return ours["model"].map(is_trained_here) & ours["profile"].isin(SMALL)
+    return pd.Series([is_trained_here(row.model) and row.profile in SMALL for row in ours.itertuples()], dtype=bool)
 
 
 def _not_run(label: str, grid: Grid) -> list[Cell]:
@@ -305,7 +305,7 @@ def _about_ours(ours: pd.DataFrame, averages: Mapping[str, Sequence[str]]) -> st
         included = TRAINING_LANGUAGE in averages["avg"]
         text.append(f"avg: all {n} languages, English {'included' if included else 'not among them'}.")
     if ours["row"].nunique() > 1:
-        text.append("Bold: best of ours.")
+        text.append("Bold: best of ours, and of the paper's.")
     return " ".join(text)
 
 
@@ -359,9 +359,10 @@ def _energy_texts(row: dict) -> list[str]:
 def _energy_caption(ours: pd.DataFrame) -> str:
     return (
         f"{banner(ours['profile'].iloc[0]) if len(ours) else ''}Training: energy is power × time, emission is energy × "
-        "carbon intensity, which is Eq. 10 with its plus sign read as ×. Grey: printed in the paper; “again” is the same "
-        "product, computed here, and the difference is printed minus computed, in kg. The paper counts fine-tuning alone, "
-        "not pre-training, nor the overhead of a data centre (PUE). Assumed: power from a data sheet; measured: by a meter."
+        "carbon intensity, which is Eq. 10 with its plus sign read as ×. Grey: printed in the paper; “again” is the "
+        "same product, computed here, and the difference is printed minus computed, in kg. The paper counts "
+        "fine-tuning alone, neither pre-training nor the overhead of a data centre (PUE). Assumed: power from a data "
+        "sheet; measured: by a meter."
     )
 
 
@@ -387,7 +388,7 @@ def draw_efficiency(cells: pd.DataFrame) -> Grid:
     for system in in_order(cells["system"], SYSTEMS):
         grid.rows.append([Cell(system, bold=True)])
         block = cells[cells["system"] == system]
-        for engine in in_order(block["engine"], list(block.loc[block["source"] == "paper", "engine"])):
+        for engine in dict.fromkeys(block["engine"]):  # the paper's first, in its order
             found = block[block["engine"] == engine]
             for source, label in (("ours", engine), ("paper", "    paper")):
                 side = found[found["source"] == source].drop_duplicates("metric").set_index("metric")
@@ -403,7 +404,9 @@ def _efficiency_cell(side: pd.DataFrame, metric: str, source: str) -> Cell:
     if metric not in side.index:
         return Cell("–", grey=source == "paper")
     row = side.loc[metric]
-    text = size(1e9 * row["value"]) if metric == "index_gb" else digits(row["value"])
+    text = digits(row["value"])
+    if metric == "index_gb":
+        text = f"{row['value']:g} GB" if source == "paper" else size(1e9 * row["value"])
     names = ("system", "engine", "n", "device", "collection", "commit") if source == "ours" else ("system", "engine")
     origin = {name: str(row[name]) for name in names if name in row and str(row[name]) not in ("", "nan")}
     return Cell(text, grey=source == "paper", origin={"metric": metric, "value": f"{row['value']:.6g}"} | origin)
@@ -415,9 +418,9 @@ def _efficiency_caption(cells: pd.DataFrame) -> str:
     collections = ", ".join(dict.fromkeys(ours["collection"].astype(str)))
     about = f"{banner(ours['profile'].iloc[0])}Ours: {collections}, on {devices}." if len(ours) else "Ours: not run."
     return (
-        "Size of the index, alone and against the plain text, and time to find the best passages for one query, without "
-        f"encoding it. {about} Grey: printed in the paper's Table 5, on MS MARCO, in parts quoted from other papers and "
-        "measured on other machines."
+        "Size of the index, alone and against the plain text, and time to find the best passages for one query, "
+        f"without encoding it. {about} Grey: printed in the paper's Table 5, on MS MARCO, in parts quoted from other "
+        "papers and measured on other machines."
     )
 
 
