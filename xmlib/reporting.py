@@ -74,11 +74,7 @@ def main_table(
     metrics = [metric] if isinstance(metric, str) else list(metric)
     cells = tables.by_language(rows, profile, significance or {}, metrics, table, training)
     path = write_csv(cells, profile, stem)
-    return [path, *draw_main_table(path)]
-
-
-def draw_main_table(path: Path) -> list[Path]:
-    return main_grid(path).save(path)
+    return [path, *draw_table(path)]
 
 
 def main_grid(path: Path) -> Grid:
@@ -89,21 +85,21 @@ def main_grid(path: Path) -> Grid:
 def energy_table(ledger: pd.DataFrame, profile: str, intensity: float, stem: str = "tab3_energy") -> list[Path]:
     """Table 3: what training took, and what of the paper's products can be had again. See `carbon`."""
     path = write_csv(tables.energy(ledger, profile, intensity), profile, stem)
-    return [path, *draw_energy_table(path)]
+    return [path, *draw_table(path)]
 
 
-def draw_energy_table(path: Path) -> list[Path]:
-    return tables.draw_energy(read_csv(path)).save(path)
+def energy_grid(path: Path) -> Grid:
+    return tables.draw_energy(read_csv(path))
 
 
 def efficiency_table(rows: pd.DataFrame, profile: str, stem: str = "tab5_efficiency") -> list[Path]:
     """Table 5: `rows` have at least the columns system, engine, metric (of `tables.EFFICIENCY`), value and profile."""
     path = write_csv(tables.efficiency(rows, profile), profile, stem)
-    return [path, *draw_efficiency_table(path)]
+    return [path, *draw_table(path)]
 
 
-def draw_efficiency_table(path: Path) -> list[Path]:
-    return tables.draw_efficiency(read_csv(path)).save(path)
+def efficiency_grid(path: Path) -> Grid:
+    return tables.draw_efficiency(read_csv(path))
 
 
 # --- any other table
@@ -115,12 +111,22 @@ def write_table(frame: pd.DataFrame, profile: str, stem: str, caption: str) -> l
     return [path, *draw_table(path)]
 
 
-def draw_table(path: Path) -> list[Path]:
+def plain_grid(path: Path) -> Grid:
     frame = read_csv(path)
     grid = Grid([name for name in frame.columns if name != "caption"], caption=frame["caption"].iloc[0])
     columns = [_texts(frame[name]) for name in grid.header]
     grid.rows = [[Cell(text) for text in row] for row in zip(*columns, strict=True)]
-    return grid.save(path)
+    return grid
+
+
+def draw_table(path: Path) -> list[Path]:
+    """Any table, from its CSV file: .md, .tex and .png."""
+    return grid_of(path).save(path)
+
+
+def grid_of(path: Path) -> Grid:
+    """What a table's CSV file shows; the beginning of its name tells how it is drawn."""
+    return GRIDS[max((prefix for prefix in GRIDS if path.name.startswith(prefix)), key=len)](path)
 
 
 def _texts(column: pd.Series) -> list[str]:
@@ -273,7 +279,7 @@ def draw_examples_curve(path: Path) -> list[Path]:
 
 
 def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
-    """One metric: a curve over the number of examples, which are spaced by their ratios, and mE5 as a line across."""
+    """One metric: a curve over the number of examples, and mE5 as a line across."""
     curve = cells[cells["system"] == "ColBERT-XM"].sort_values("examples_millions")
     x, y = curve["examples_millions"], 100 * curve["value"]
     ax.plot(x, y, color=colour("ColBERT-XM"), lw=1.6)
@@ -283,10 +289,9 @@ def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
     for value in 100 * cells.loc[cells["system"] == "mE5", "value"]:
         ax.axhline(value, color=colour("mE5"), lw=1.1, ls=(0, (4, 3)), zorder=1)
         beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5"))
-        ax.annotate(f"mE5 {value:.1f}", (1, value), xycoords=("axes fraction", "data"), **beside)
-    ax.set_xscale("log", base=2)
+        ax.annotate(f"mE5 {value:.1f}", (0.55, value), xycoords=("axes fraction", "data"), **beside)
+    ax.locator_params(axis="y", nbins=5)
     ax.set_xticks(x, [looks.millions(value) for value in x], fontsize=6.5)
-    ax.minorticks_off()
     ax.margins(x=0.14, y=0.3)
     ax.set_title(metric_name(metric))
 
@@ -357,15 +362,11 @@ def _bar(ax, y: float, start: float, width: float, system: str, hatched: bool) -
 
 
 def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
-    """Score against energy; a dot is solid where all of its energy was measured."""
-    points = block.dropna(subset="value").groupby("system", sort=False)
-    for system, group in points:
+    """Score against energy. What is measured and what is assumed of one model are two dots, solid and hatched."""
+    points = block.dropna(subset="value").groupby(["system", "basis"], sort=False)
+    for (system, basis), group in points:
         x, y = group["energy_kwh"].sum(), 100 * group["value"].iloc[0]
-        fill = (
-            dict(facecolor=colour(system))
-            if (group["basis"] == "measured").all()
-            else dict(facecolor="white", hatch="//////")
-        )
+        fill = dict(facecolor=colour(system)) if basis == "measured" else dict(facecolor="white", hatch="//////")
         ax.scatter([x], [y], s=90, marker=mark(system, 1)["marker"], edgecolor=colour(system), lw=1.2, zorder=3, **fill)
         ax.annotate(system, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
     if points.ngroups == 0:
@@ -505,14 +506,17 @@ _BESIDE = dict(xycoords=("axes fraction", "data"), textcoords="offset points", a
 
 
 # What draws a CSV file is decided by the longest of these that its name begins with.
+GRIDS: dict[str, Callable[[Path], Grid]] = {
+    "tab": plain_grid,
+    "tab1_": main_grid,
+    "tab2_": main_grid,
+    "tab3_": energy_grid,
+    "tab4_": main_grid,
+    "tab5_": efficiency_grid,
+    "tab_eval_": main_grid,
+}
 DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "tab": draw_table,
-    "tab1_": draw_main_table,
-    "tab2_": draw_main_table,
-    "tab3_": draw_energy_table,
-    "tab4_": draw_main_table,
-    "tab5_": draw_efficiency_table,
-    "tab_eval_": draw_main_table,
     "fig": draw_per_language_dots,
     "fig1_": draw_loss_curve,
     "fig2_": draw_token_similarity,

@@ -339,7 +339,8 @@ def draw_energy(cells: pd.DataFrame) -> Grid:
     for row in cells[cells["source"] == "paper"].to_dict("records"):
         apart = f"{row['emission_kg'] - row['again_kg']:+.4f}".replace("-", "−")
         again = [f"{row['again_kwh']:.3f}", f"{row['again_kg']:.4f}", apart]
-        grid.rows.append([Cell(text, grey=True) for text in [row["system"], *_energy_texts(row), *again, row["basis"]]])
+        texts = [*_energy_texts(row)[:3], f"{row['energy_kwh']:.1f}", f"{row['emission_kg']:.2f}"]
+        grid.rows.append([Cell(text, grey=True) for text in [row["system"], *texts, *again, row["basis"]]])
     grid.rows.append([Cell("Trained here", bold=True)])
     for row in ours.to_dict("records"):
         names = ("system", "what", "how", "model", "device", "commit", "profile")
