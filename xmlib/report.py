@@ -38,7 +38,7 @@ def write(profile: str, sections: Sequence[tuple[str, str, Sequence[str]]]) -> P
         else ""
     )
     page = PAGE.format(
-        style=STYLE.replace("SEEN", SEEN).replace("UNSEEN_", UNSEEN),
+        style=STYLE.replace("UNSEEN_FILL", UNSEEN).replace("SEEN_FILL", SEEN),
         profile=html.escape(profile),
         commit=stages.commit(),
         warning=warning,
@@ -188,7 +188,8 @@ The two never share a row. Point at a number, or select it with the keyboard, to
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fff, #16181b); --ink: light-dark(#1d1f22, #e8e6e3);
   --soft: light-dark(#6a6d72, #a3a6ab); --line: light-dark(#dcdee1, #34383d); --card: light-dark(#f6f7f8, #1f2226);
-  --seen: light-dark(SEEN, #5d3a1c); --unseen: light-dark(UNSEEN_, #1d3c55); --accent: light-dark(#a84600, #ff9a57); }
+  --seen: light-dark(SEEN_FILL, #5d3a1c); --unseen: light-dark(UNSEEN_FILL, #1d3c55);
+  --accent: light-dark(#a84600, #ff9a57) }
 * { box-sizing: border-box }
 body { margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3.5rem) 9rem; max-width: 96rem; background: var(--paper);
   color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
@@ -220,7 +221,7 @@ td[data-o] { cursor: help } td[data-o]:hover { box-shadow: inset 0 0 0 2px var(-
 td.pinned { box-shadow: inset 0 0 0 2px var(--accent) }
 figure { margin: 1.2rem 0 2rem }
 figcaption { font-size: .82rem; color: var(--soft); max-width: 62rem; margin-top: .55rem }
-.picture svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .6rem }
+.picture svg { width: min(100%, 58rem); height: auto; background: #fff; border-radius: 6px; padding: .6rem }
 .words td, .words th { white-space: normal; text-align: left; vertical-align: top; min-width: 5.5rem }
 .words tr + tr td { border-top: 1px solid var(--line) } .words thead th { position: static }
 body:has([value=ours]:checked) .paper, body:has([value=paper]:checked) :is(.ours, tr.missing) { display: none }
