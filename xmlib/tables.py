@@ -376,7 +376,9 @@ def efficiency(ours: pd.DataFrame, profile: str) -> pd.DataFrame:
         dict(source="paper", engine=row["setting"]) | {name: row[name] for name in ("system", "metric", "value")}
         for row in reported.rows(5)
     ]
-    chosen = ours[(ours["profile"] == profile) & ours["metric"].isin(EFFICIENCY)]
+    chosen = ours[ours["profile"] == profile]
+    for metric in set(chosen["metric"]) - set(EFFICIENCY):
+        raise ValueError(f"unknown metric {metric!r} of an engine; have: {', '.join(EFFICIENCY)}")
     for row in chosen.to_dict("records"):
         cells.append({name: row.get(name) for name in EFFICIENCY_COLUMNS} | {"source": "ours"})
     return pd.DataFrame(cells, columns=EFFICIENCY_COLUMNS)
