@@ -1,4 +1,4 @@
-"""MRR and recall against pytrec_eval, the C code of TREC, on random runs with ties, missing queries and missing passages."""
+"""MRR and recall against pytrec_eval, TREC's own code: random runs with ties, missing queries and missing passages."""
 
 import numpy as np
 import pytest
