@@ -216,7 +216,7 @@ th[scope=row], thead th:first-child { text-align: left; font-weight: 500; positi
 .missing td { text-align: left; color: var(--soft); font-style: italic }
 p.missing { color: var(--soft); font-style: italic }
 .best { font-weight: 750 } .seen { background: var(--seen) } .unseen { background: var(--unseen) }
-sup { font-size: .7em; line-height: 0; color: var(--accent) }
+sup { font-size: .95em; line-height: 0; vertical-align: baseline; color: var(--accent) }
 td[data-o] { cursor: help } td[data-o]:hover { box-shadow: inset 0 0 0 2px var(--accent) }
 td.pinned { box-shadow: inset 0 0 0 2px var(--accent) }
 figure { margin: 1.2rem 0 2rem }
