@@ -8,11 +8,38 @@ once each, in their order, for requests of a path; `requests` is what was asked.
 import hashlib
 import threading
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 COMMIT = "c0ffee" + "0" * 34
+CHUNK = 1000  # bytes that the client writes at a time; 10 MB in earnest: what a broken connection may cost
+
+
+@contextmanager
+def serving(monkeypatch, folder):
+    """A `Hub` that the client of this process talks to, with an empty cache below `folder` and no token."""
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own tries
+        point_at(monkeypatch, hub.url)
+        yield hub
+
+
+def point_at(monkeypatch, url: str) -> None:
+    """What HF_ENDPOINT does when the client is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @dataclass
@@ -69,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             repo, _, rest = path.removeprefix("/datasets/").partition("/resolve/")
             revision, _, file_path = rest.partition("/")
             repo_path = f"{repo}/{file_path}"
+            self.commit = COMMIT if revision == "main" else revision
         queue = self.hub.faults[repo_path]
         # cut and corrupt are about the content, so they wait for a GET of it
         fault = queue.pop(0) if queue and (body or queue[0] not in ("cut", "corrupt")) else None
@@ -99,11 +127,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, repo_path: str, content: bytes, body: bool, fault: str | None) -> None:
         if repo_path in self.hub.git:
             etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            return self._send(content, body, fault, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+            return self._send(content, body, fault, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
         self.send_response(302)
         # another name of the same machine: another host, to which the token must not go
         self.send_header("Location", f"http://localhost:{self.server.server_port}/storage/{repo_path}")
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.commit)
         self.send_header("X-Linked-Etag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("Content-Length", "0")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hub_server import COMMIT, Hub
+from hub_server import CHUNK, COMMIT, point_at, serving
 
 from xmlib.data import hub
 from xmlib.data.hub import DownloadError, HubFile
@@ -15,30 +15,15 @@ from xmlib.paths import ROOT
 REPO, PATH = "owner/set", "data/deep/passages.tsv"
 CONTENT = "".join(f"{i}\tpassage {i} « „ ”\n" for i in range(4000)).encode()
 FILE = HubFile(REPO, PATH)
-CHUNK = 1000
 HALF = len(CONTENT) // 2 // CHUNK * CHUNK  # what has been written when the connection breaks half-way
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A hub that the client of this process talks to, with an empty cache."""
-    from huggingface_hub import constants
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with Hub() as started:
-        monkeypatch.setattr(constants, "ENDPOINT", started.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", started.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)  # 10 MB: what a broken connection may cost
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's own tries
-        started.add(REPO, PATH, CONTENT)
-        started.add(REPO, "qrels.tsv", b"q1\t0\tp1\t1\n", git=True)
-        yield started
+    with serving(monkeypatch, tmp_path) as hub:
+        hub.add(REPO, PATH, CONTENT)
+        hub.add(REPO, "qrels.tsv", b"q1\t0\tp1\t1\n", git=True)
+        yield hub
 
 
 def fetch(*files, **options):
@@ -123,7 +108,7 @@ def test_a_few_too_many_requests_are_waited_for(server):
     [
         ("429", "has had too many requests; wait some minutes, or sign in with `hf auth login`"),
         ("503", "answered 503; try again later"),
-        ("401", "no such repository, or it is private, or your token is refused; .* set HF_TOKEN"),
+        ("401", "no such repository, or it is private, or the token is refused; .* set HF_TOKEN"),
         (
             "gated",
             r"accept them at http://127.*/datasets/owner/set, then sign in with `hf auth login`, or set HF_TOKEN",
@@ -139,7 +124,7 @@ def test_a_refusal_says_what_to_do(server, fault, message):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (HubFile("owner/other", PATH), "owner/other .*: there is no such repository, or it is private"),
+        (HubFile("owner/other", PATH), "owner/other .*: no such repository, or it is private"),
         (HubFile(REPO, "gone.tsv"), "gone.tsv of the dataset owner/set .*: there is no such file; see http://"),
         (HubFile(REPO, PATH, "f" * 40), r"\(revision ffffffffffff\): there is no such revision"),
     ],
@@ -150,14 +135,10 @@ def test_what_is_not_there_is_named(server, file, message):
 
 
 def test_without_a_connection_the_cache_still_serves_and_the_rest_says_so(server, monkeypatch):
-    from huggingface_hub import constants
-
     (got,), _ = fetch(FILE)
-    dead = "http://127.0.0.1:9"
-    monkeypatch.setattr(constants, "ENDPOINT", dead)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
+    point_at(monkeypatch, "http://127.0.0.1:9")
     assert fetch(FILE) == ([got], [])
-    with pytest.raises(DownloadError, match="did not come through from http://127.0.0.1:9 .*check connection, proxy"):
+    with pytest.raises(DownloadError, match=r"did not come through from http://127.0.0.1:9 .*check connection, proxy"):
         fetch(HubFile(REPO, "qrels.tsv"))
 
 
@@ -168,7 +149,7 @@ def test_offline_only_the_cache_is_asked(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     server.requests.clear()
     assert fetch(FILE) == ([got], [])
-    with pytest.raises(DownloadError, match="qrels.tsv .* is not in the cache .*, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(DownloadError, match=r"qrels.tsv .* is not in the cache .*, and HF_HUB_OFFLINE forbids"):
         fetch(HubFile(REPO, "qrels.tsv"))
     assert server.requests == []
 
@@ -184,7 +165,10 @@ def test_a_full_disk_is_noticed_before_the_download(server, monkeypatch):
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(FILE)
-    sent = {(path.startswith("/storage/"), token) for (_, path, _), token in zip(server.requests, server.tokens)}
+    sent = {
+        (path.startswith("/storage/"), token)
+        for (_, path, _), token in zip(server.requests, server.tokens, strict=True)
+    }
     assert sent == {(False, "Bearer hf_secret"), (True, None)}
 
 

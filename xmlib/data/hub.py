@@ -1,8 +1,8 @@
 """Files from the Hugging Face hub: raw files at a pinned revision, in the cache that every library shares.
 
-The settings are the hub's own: `HF_ENDPOINT`, `HF_TOKEN` (or `hf auth login`), `HF_HUB_OFFLINE`, `HF_HUB_CACHE`. What is
-in the cache is used without a question. Of the rest it is said how large it is, from where and under which licence, and
-it is checked that the disk holds it, before the first byte is fetched. A download that was cut off goes on where it
+The settings are the hub's own: `HF_ENDPOINT`, `HF_TOKEN` (or `hf auth login`), `HF_HUB_OFFLINE`, `HF_HUB_CACHE`. What
+is in the cache is used without a question. Of the rest it is said how large it is, from where and under which licence,
+and it is checked that the disk holds it, before the first byte is fetched. A download that was cut off goes on where it
 stopped, even in another process, which `hf_hub_download` alone does not do; and the checksum of every file is compared
 with the one that the hub states.
 """
@@ -155,9 +155,8 @@ def _verify(part: Path, etag: str, file: HubFile) -> None:
         raise DownloadError(f"{file}: the server states no checksum (ETag {etag!r}); is HF_ENDPOINT a hub?")
     if found != etag:
         part.unlink()
-        raise DownloadError(
-            f"{file} arrived damaged (checksum {found[:12]}…, expected {etag[:12]}…) and was removed; try again"
-        )
+        sums = f"checksum {found[:12]}…, expected {etag[:12]}…"
+        raise DownloadError(f"{file} arrived damaged ({sums}) and was removed; try again")
 
 
 def _digest(path: Path, digest) -> str:
@@ -191,21 +190,22 @@ def _advice(error: Exception, file: HubFile) -> str:
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    page = f"{constants.ENDPOINT}/{file.kind}s/{file.repo}".replace("/models/", "/")
+    hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{file.kind}s/{file.repo}".replace("/models/", "/")
     sign_in = "sign in with `hf auth login`, or set HF_TOKEN"
     if constants.is_offline_mode():
-        return f"{file} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset that once"
+        return f"{file} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it"
     if isinstance(error, errors.GatedRepoError):
         return f"{file} is given only to users who accepted its conditions: accept them at {page}, then {sign_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{file}: there is no such revision; see {page} for those that there are"
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.RemoteEntryNotFoundError):
         return f"{file}: there is no such file; see {page} for where it went"
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        return f"{file}: there is no such repository, or it is private, or your token is refused; see {page}, and {sign_in}"
+        return f"{file}: no such repository, or it is private, or the token is refused; see {page}, and {sign_in}"
     if status == 429:
-        return f"{file}: {constants.ENDPOINT} has had too many requests; wait some minutes, or {sign_in}. What came is kept"
+        return f"{file}: {hub} has had too many requests; wait some minutes, or {sign_in}. What came is kept"
     if status:
-        return f"{file}: {constants.ENDPOINT} answered {status}; try again later. What came is kept"
+        return f"{file}: {hub} answered {status}; try again later. What came is kept"
     cause = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{file} did not come through from {constants.ENDPOINT} ({cause}); check connection, proxy and HF_ENDPOINT, and run it again: what came is kept"
+    do = "check connection, proxy and HF_ENDPOINT, and run it again: what came is kept"
+    return f"{file} did not come through from {hub} ({cause}); {do}"

@@ -82,6 +82,9 @@ def _resume(folder: Path) -> dict:
 
 def _append(folder: Path, batch: list[tuple[bytes, bytes]], done: dict, source: Path) -> None:
     columns = dict(zip(PARTS, zip(*batch, strict=True), strict=True))
+    if any(len(id.split()) != 1 or id != id.strip() for id in columns["ids"]):
+        wrong = next(id for id in columns["ids"] if len(id.split()) != 1 or id != id.strip())
+        raise ValueError(f"{source}: expected a pid without blanks, found {wrong!r:.80}")
     for part, strings in columns.items():
         blob = b"".join(strings)
         _check_utf8(blob, strings, columns["ids"], source)
