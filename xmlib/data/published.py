@@ -256,6 +256,7 @@ _MRTYDI = Repository("castorini/mr-tydi", "3506bca8a88cdb49d8d35e954365ca6053e43
 _MIRACL = Repository("miracl/miracl")
 _MLDR = Repository("Shitao/MLDR", "f3837caa8004c6b49954bb6b511d424222eb9161")
 _SWIM = Repository("nthakur/swim-ir-monolingual", "834c20f0ceef6a68e029fb4447d17d20bb0288c3")
+TREC = ("topics", "qrels")
 
 PUBLISHED = {
     "mmarco": Published(
@@ -284,7 +285,7 @@ PUBLISHED = {
         read=json_passages,
         splits={
             split: Split(
-                tuple(f"mrtydi-v1.1-{{name}}/ir-format-data/{part}.{split}.txt" for part in ("topics", "qrels")),
+                tuple(f"mrtydi-v1.1-{{name}}/ir-format-data/{part}.{split}.txt" for part in TREC),
                 trec_questions,
                 _MRTYDI,
             )
@@ -300,7 +301,7 @@ PUBLISHED = {
         read=json_passages,
         splits={
             split: Split(
-                tuple(f"miracl-v1.0-{{name}}/{part}/{part}.miracl-v1.0-{{name}}-{split}.tsv" for part in ("topics", "qrels")),
+                tuple(f"miracl-v1.0-{{name}}/{part}/{part}.miracl-v1.0-{{name}}-{split}.tsv" for part in TREC),
                 trec_questions,
                 _MIRACL,
             )
@@ -318,7 +319,10 @@ PUBLISHED = {
         repository=_MLDR,
         passages="mldr-v1.0-{name}/corpus.jsonl.gz",
         read=json_passages,
-        splits={split: Split((f"mldr-v1.0-{{name}}/{split}.jsonl.gz",), json_questions, _MLDR) for split in ("test", "dev", "train")},
+        splits={
+            split: Split((f"mldr-v1.0-{{name}}/{split}.jsonl.gz",), json_questions, _MLDR)
+            for split in ("test", "dev", "train")
+        },
         makes=4.0,
     ),
     "swim-ir": Published(
