@@ -101,5 +101,6 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin() -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
