@@ -4,10 +4,11 @@ What the loops do is add and compare bytes and 16-bit integers, 32 query tokens 
 that by itself, so a `Lanes` value is a vector of 32 numbers with a handful of operations on it, and LLVM cuts it into
 the registers the processor has: one of AVX-512, two of AVX2, four of SSE or NEON. Nothing here is specific to one.
 
-    approximate   a score for every passage, from the centroids its tokens lie at
-    best          the n highest of those scores
-    rerank        scores of a few passages from residual codes, by adding table rows
-    rescore       scores of a few passages from 8-bit vectors
+    approximate    a score for every passage, from the centroids its tokens lie at
+    best           the n highest of those scores
+    rerank         scores of a few passages from residual codes, by adding table rows
+    rescore        scores of a few passages from 8-bit vectors
+    maxsim_tile    exact scores, from all products of query tokens and document tokens
 
 Axes, used as suffixes:  B documents · N some of them · T document tokens · C centroids · H embedding
                          R bytes of a residual · L = query tokens, filled up to a multiple of LANES
@@ -274,14 +275,15 @@ def to_bytes(table_CL, low_L, bytes_CL):
         for c in range(C):
             high = larger(high, load(table_CL, c * L + l))
         store(high_L, l, high)
-    span = 1
+    span = 256  # a step is at least 1
     for l in range(L):
+        low_L[l] = max(low_L[l], np.int32(high_L[l]) - 32767)
         span = max(span, np.int32(high_L[l]) - low_L[l])
-    factor = np.int32(255 * 32768 // span)  # span is at least 256 wherever query and centroids are unit vectors
+    factor = np.int32(255 * 32768 // span)
     for l in range(0, L, LANES):
-        low, zero = load(low_L, l), fill(np.int16(0))
+        low = load(low_L, l)
         for c in range(C):
-            value = larger(minus(load(table_CL, c * L + l), low), zero)
+            value = minus(larger(load(table_CL, c * L + l), low), low)
             store(bytes_CL, c * L + l, to_uint8(scaled(value, factor)))
 
 
@@ -326,24 +328,59 @@ def rerank(positions_N, offsets_B1, codes_T, gains_T, residuals_TR, gain_of, tab
 
 @compiled
 def rescore(positions_N, offsets_B1, vectors_TH, q_HL, score_N):
-    """MaxSim of some passages from 8-bit vectors; q_HL carries the scale of each dimension."""
+    """MaxSim of some passages from 8-bit vectors; q_HL carries the scale of each dimension.
+
+    Two tokens share the loads of a query; a passage of an odd number of tokens meets its last one twice.
+    """
     H, L = q_HL.shape
     highest_L = np.empty(L, np.float32)
+    token_2H = np.empty((2, H), np.float32)
     for n in range(len(positions_N)):
         start, stop = offsets_B1[positions_N[n]], offsets_B1[positions_N[n] + 1]
-        for l in range(0, L, LANES):
-            highest = fill(np.float32(-np.inf))
-            for t in range(start, stop):
-                value = fill(np.float32(0))
+        highest_L[:] = -np.inf
+        for t in range(start, stop, 2):
+            u = min(t + 1, stop - 1)
+            for h in range(H):
+                token_2H[0, h] = vectors_TH[t, h]
+            for h in range(H):
+                token_2H[1, h] = vectors_TH[u, h]
+            for l in range(0, L, LANES):
+                one = other = fill(np.float32(0))
                 for h in range(H):
-                    value = plus(value, times(load(q_HL, h * L + l), fill(np.float32(vectors_TH[t, h]))))
-                highest = larger(highest, value)
-            store(highest_L, l, highest)
+                    query = load(q_HL, h * L + l)
+                    one = plus(one, times(query, fill(token_2H[0, h])))
+                    other = plus(other, times(query, fill(token_2H[1, h])))
+                store(highest_L, l, larger(load(highest_L, l), larger(one, other)))
         score = np.float32(0)
         for l in range(L):
             score += highest_L[l]
         score_N[n] = score
     return score_N
+
+
+@compiled
+def maxsim_tile(sim_TQ, offsets_N1, q_mask_AS, score_AN):
+    """MaxSim of all queries and the documents of a tile, from their products; Q = A x S, filled up to LANES.
+
+    A document with no token scores -inf, as does anything for a query with no token.
+    """
+    A, S = q_mask_AS.shape
+    Q = sim_TQ.shape[1]
+    highest_Q = np.empty(Q, np.float32)
+    for n in range(len(offsets_N1) - 1):
+        start, stop = offsets_N1[n], offsets_N1[n + 1]
+        for q in range(0, Q, LANES):
+            highest = fill(np.float32(-np.inf))
+            for t in range(start, stop):
+                highest = larger(highest, load(sim_TQ, t * Q + q))
+            store(highest_Q, q, highest)
+        for a in range(A):
+            score, real = np.float32(0), stop == start
+            for s in range(S):
+                if q_mask_AS[a, s]:
+                    score += highest_Q[a * S + s]
+                    real = True
+            score_AN[a, n] = score if real else -np.inf
 
 
 @compiled
@@ -365,7 +402,7 @@ def nearest_codewords(x_TH, codebook_RdW, code_TR):
 @compiled
 def codeword_sums(x_TH, code_TR, sum_RWd, count_RW):
     """The sum and the number of the runs that lie at each codeword."""
-    R, W, d = sum_RWd.shape
+    R, _, d = sum_RWd.shape
     for t in range(len(x_TH)):
         for r in range(R):
             w = code_TR[t, r]

@@ -6,12 +6,12 @@ A search narrows down, and every stage is MaxSim, of ever better approximations 
        maximised. So cheap that inverted lists pay only beyond WHOLE tokens, where passages count that have a token at
        one of the n_probe centroids nearest to a query token
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product
-    3. with the side file of 8-bit vectors (build with rescore=True), the best n_rescored of these once more
+    3. where there is a side file of 8-bit vectors, the best n_rescored of these once more
 
 Scores are those of the last stage there is.
 
 Axes, used as suffixes:  A queries · B documents · N candidates · S query tokens · T document tokens · C centroids
-                         H embedding · R bytes of a residual · L = S filled up to a multiple of kernels.LANES · k results
+                         H embedding · R bytes of a residual · L = S filled up to a multiple of LANES · k results
 """
 
 import math
@@ -27,8 +27,7 @@ from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 KIND = "plaid-pq"
 WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
 PROBED = 8  # centroids per query token beyond that
-EFFORTS = {1: 64, 2: 192, 3: 512, 4: 2048}  # candidates beside the k results themselves
-CHUNK_ROWS = 1 << 16  # tokens compressed at a time
+EFFORTS = {1: (100, 2), 2: (300, 4), 3: (800, 8), 4: (3000, 16)}  # n_candidates: so many, and so many for each of the k
 
 
 class PlaidIndex:
@@ -73,8 +72,9 @@ class PlaidIndex:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
         if n_probe is None and len(self.residuals_TR) > WHOLE:
             n_probe = PROBED * effort
-        n_candidates = max(k, n_candidates or k + EFFORTS[effort])
-        n_rescored = max(k, n_rescored or k + 16 * effort)
+        some, each = EFFORTS[effort]
+        n_candidates = max(k, n_candidates or some + each * k)
+        n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         self.codes_T, self.gains_T  # noqa: B018, made once, before there are threads
@@ -103,7 +103,7 @@ class PlaidIndex:
         q_HL[:, :S] = q_SH.T
         memory = self._spare.pop() if self._spare else _Memory(self)
         memory.fit(L)
-        # 16 bits must hold the product with any decoded vector; bytes are of half that, as low - high may be negative.
+        # 16 bits must hold the product with any decoded vector.
         factor = np.float32(32767 / (1.01 * self.codec.longest * np.linalg.norm(q_SH, axis=1).max(initial=1e-6)))
         kernels.centroid_table(self.codec.centroids_CH, q_HL, factor, memory.table_CL)
         low_L = (self._mean_H @ q_HL * factor).astype(np.int16)
@@ -247,14 +247,14 @@ def build(
     n_centroids: int | None = None,
     seed: int = 42,
     chunk_passages: int = 1000,
-    rescore: bool = True,
+    rescore: bool | None = None,
 ) -> PlaidIndex:
     """Index a collection and open it. A build that was cut off goes on where it stopped.
 
     `chunks(start, stop)` returns the TokenVectors of the passages at these positions and is asked once for each. A
     random set of chunks is the sample: kept uncompressed until the codec is trained on it. Without `n_centroids`
     their number follows the number of tokens. With `rescore` a side file of H bytes per token is kept for the last
-    stage of a search.
+    stage of a search; by default where the collection is small, up to about WHOLE tokens.
     """
     choices = {
         "n_bits": n_bits,
@@ -276,7 +276,8 @@ def build(
         n_sample = sum(len(part["vectors"]) for part in sample)
         if not n_sample:
             raise ValueError("no token vectors to train centroids on: every passage of the sample is empty")
-        C = n_centroids or residual.n_centroids_for(n_sample * len(ids) // n_passages)
+        n_tokens = n_sample * len(ids) // n_passages  # about
+        C = n_centroids or residual.n_centroids_for(n_tokens)
         # No more than the training looks at, in memory; evenly from all parts.
         share = min(1, (2 * residual.POINTS_PER_CENTROID * C + residual.CODEWORD_SAMPLE) / n_sample)
         drawn = [
@@ -291,7 +292,7 @@ def build(
             "codebook": codec.codebook_RWd,
             "gain_levels": codec.gain_levels,
         }
-        if rescore:
+        if rescore or (rescore is None and n_tokens <= WHOLE):
             trained["fine_scales"] = np.maximum(np.abs(codec.rotate(vectors_TH)).max(axis=0), 1e-6) / np.float32(127)
         return trained
 
