@@ -105,7 +105,7 @@ def colbert_ai(data, folder, threads):
     from colbert.infra import ColBERTConfig, Run, RunConfig
     from colbert.search.index_storage import IndexScorer
 
-    vectors, offsets = torch.from_numpy(data["vectors"]), data["offsets"]
+    vectors, offsets = torch.from_numpy(data["vectors"]).float(), data["offsets"]
 
     class Encoder:
         """In place of the model: a passage's text is its position."""
@@ -120,14 +120,14 @@ def colbert_ai(data, folder, threads):
             return torch.cat([vectors[a:b] for a, b in spans]), [int(b - a) for a, b in spans]
 
     indexing.Checkpoint, indexing.CollectionEncoder = lambda *_, **__: None, Encoder
-    config = ColBERTConfig(dim=vectors.shape[1], nbits=2, kmeans_niters=4, root=str(folder), index_name="index")
-    with Run().context(RunConfig(nranks=1, root=str(folder), experiment="e", index_name="index")):
-        collection = [str(b) for b in range(len(offsets) - 1)]
+    path = folder / "index"
+    path.mkdir()
+    config = ColBERTConfig(dim=vectors.shape[1], nbits=2, root=str(folder), index_path=str(path), overwrite=True)
+    with Run().context(RunConfig(nranks=1, root=str(folder), experiment="e")):
         config = ColBERTConfig.from_existing(config, Run().config)
-        Path(config.index_path_).mkdir(parents=True, exist_ok=True)
-        indexing.encode(config, collection, [], [], verbose=0)
+        indexing.encode(config, [str(b) for b in range(len(offsets) - 1)], [[]], [], verbose=0)
         yield "built"
-        scorer = IndexScorer(config.index_path_, use_gpu=False)
+        scorer = IndexScorer(str(path), use_gpu=False)
 
         def search(queries, k):
             ncells, threshold, ndocs = (1, 0.5, 256) if k <= 10 else (2, 0.45, 1024) if k <= 100 else (4, 0.4, 4096)
@@ -304,10 +304,8 @@ def _run(name: str, work: str, args) -> list[dict]:
     command = [python, __file__, "--child", name, work, "--threads", str(args.threads)]
     child = subprocess.run(command, env=env, capture_output=True, text=True)
     if child.returncode:
-        print(
-            f"{name}: {(child.stderr.strip() or 'ended without a word').splitlines()[-1][:200]} (exit {child.returncode})",
-            flush=True,
-        )
+        last = (child.stderr.strip() or "ended without a word").splitlines()[-1][:200]
+        print(f"{name}: {last} (exit {child.returncode})", flush=True)
         return []
     rows = json.loads(Path(work, "rows.json").read_text())
     built = rows[0]
