@@ -22,7 +22,7 @@ def _told(lang: str) -> dict[str, list[Fact]]:
     """pid -> the facts of one passage, in the order of the collection."""
     told = {}
     for subject, known in facts().items():
-        if spoken_name("language", subject, lang) and choose(10, "subject", lang, subject) < SUBJECTS_OF_TEN:
+        if subject != lang and spoken_name("language", subject, lang) and choose(10, "subject", lang, subject) < SUBJECTS_OF_TEN:
             for fact in known:
                 told.setdefault(f"{lang}-{subject}-{fact.topic}", []).append(fact)
     return dict(sorted(told.items(), key=lambda item: choose(2**60, item[0])))
@@ -58,6 +58,7 @@ def _asked(lang: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
         answers.sort(key=lambda answer: choose(2**60, "asked", lang, subject, answer[0]))
         for key, pid, fact in answers[:QUESTIONS_PER_SUBJECT]:
             ask(f"{lang}-q-{subject}-{key}", "questions", key, _slots(fact), (pid,))
+    own = {value for fact in facts()[lang] for _, value in fact.slots}  # "Which language says Friday for Friday?"
     for key, (kind, slot) in REVERSE.items():
         holders = {}
         for pid, fact in stated.values():
@@ -66,7 +67,7 @@ def _asked(lang: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
         for value, held in holders.items():
             qid = f"{lang}-q-{key.replace('_', '-')}-{held[0][1].subject}"
             few = len(held) <= MOST_HOLDERS and (len(held) > 1 or choose(REVERSE_ONE_IN, "reverse", qid) == 0)
-            if few and not any(_gives_away(value, fact.subject, lang) for _, fact in held):
+            if few and value not in own and not any(_gives_away(value, fact.subject, lang) for _, fact in held):
                 ask(qid, "reverse", key, {slot: value}, tuple(pid for pid, _ in held))
     return asked
 
