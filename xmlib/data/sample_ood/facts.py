@@ -49,28 +49,28 @@ def facts() -> dict[str, list[Fact]]:
 def _own(code: str) -> dict:
     """What CLDR says in this very locale.
 
-    babel's `Locale` fills gaps from the root locale, and keeps what it resolved there in dictionaries that locales share:
-    Czech weekdays are Swahili ones after Swahili's were read (babel 2.18). So nothing may be read there that has gaps.
+    babel's `Locale` fills gaps from the root locale, and keeps what it resolved there in dictionaries that locales
+    share: Czech weekdays are Swahili ones after Swahili's were read (babel 2.18). So read nothing there that has gaps.
     """
     with open(resolve_locale_filename(code), "rb") as file:
         return pickle.load(file)
 
 
 def _facts(code: str) -> Iterator[Fact]:
-    own, locale = _own(code), Locale(code)
     script = get_global("likely_subtags").get(code, "__").split("_")[1]
     script = {"Hans": "Hani", "Hant": "Hani"}.get(script, script)
-    if script not in QUOTABLE:
+    own = _own(code) if script in QUOTABLE else {}
+    names, days, months = own.get("languages", {}), _wide(own.get("days", {})), _wide(own.get("months", {}))
+    if code not in names or not days or not months:
         return
+    locale = Locale(code)
 
     def fact(topic, kind, **slots):
         typed = {slot: value if isinstance(value, tuple) else ("text", value) for slot, value in slots.items()}
         return Fact(topic, kind, code, tuple(typed.items()))
 
-    names = own.get("languages", {})
-    if code in names:
-        yield fact("name", "autonym", name=names[code])
-        yield fact("name", "code", code=code)
+    yield fact("name", "autonym", name=names[code])
+    yield fact("name", "code", code=code)
     yield fact("writing", "script", script=("script", script))
     yield fact("writing", "rtl" if own.get("character_order") == "right-to-left" else "ltr")
     if "plural_form" in own:
@@ -84,17 +84,15 @@ def _facts(code: str) -> Iterator[Fact]:
         yield fact("number", "decimal_comma" if number[-3] == "," else "decimal_point")
         yield fact("number", "percent", percent=format_percent(0.45, locale=locale))
 
-    if days := _wide(own.get("days", {})):
-        yield fact("week", "week", monday=days[0], friday=days[4])
-        yield fact("week", "weekend", saturday=days[5], sunday=days[6])
-    if months := _wide(own.get("months", {})):
-        yield fact("months", "months", january=months[1], march=months[3])
-        yield fact("months", "months_end", december=months[12])
-        pattern = own.get("date_formats", {}).get("long")
-        if pattern and "L" not in pattern.pattern and latin_digits:
-            yield fact("date", "date", date=format_date(datetime.date(2024, 7, 23), "long", locale=locale))
-            if mark := own.get("eras", {}).get("abbreviated", {}).get(0):
-                yield fact("date", "era", mark=mark)
+    yield fact("week", "week", monday=days[0], friday=days[4])
+    yield fact("week", "weekend", saturday=days[5], sunday=days[6])
+    yield fact("months", "months", january=months[1], march=months[3])
+    yield fact("months", "months_end", december=months[12])
+    pattern = own.get("date_formats", {}).get("long")
+    if pattern and "L" not in pattern.pattern and latin_digits:
+        yield fact("date", "date", date=format_date(datetime.date(2024, 7, 23), "long", locale=locale))
+        if mark := own.get("eras", {}).get("abbreviated", {}).get(0):
+            yield fact("date", "era", mark=mark)
     if "short" in own.get("time_formats", {}):
         half_days = "h" in re.sub("'[^']*'", "", own["time_formats"]["short"].pattern)
         yield fact("clock", "clock_12" if half_days else "clock_24")

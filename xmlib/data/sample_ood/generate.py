@@ -1,7 +1,7 @@
 """Facts into passages, questions and judgements of one language. What is chosen depends on ids alone.
 
 The languages of the collection are not parallel: each tells of its own choice of subjects, in its own variants and
-order, and asks its own questions. Ids begin with the language: passage "sw-de-week" tells of the German week in Swahili.
+order, and asks its own questions. Ids begin with the language: "sw-de-week" tells of the German week in Swahili.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,11 @@ def _told(lang: str) -> dict[str, list[Fact]]:
     """pid -> the facts of one passage, in the order of the collection."""
     told = {}
     for subject, known in facts().items():
-        if subject != lang and spoken_name("language", subject, lang) and choose(10, "subject", lang, subject) < SUBJECTS_OF_TEN:
+        if (
+            subject != lang
+            and spoken_name("language", subject, lang)
+            and choose(10, "subject", lang, subject) < SUBJECTS_OF_TEN
+        ):
             for fact in known:
                 told.setdefault(f"{lang}-{subject}-{fact.topic}", []).append(fact)
     return dict(sorted(told.items(), key=lambda item: choose(2**60, item[0])))
@@ -54,7 +58,9 @@ def _asked(lang: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
         asked[qid] = (variants[choose(len(variants), "question", qid)], slots, pids)
 
     for subject in dict.fromkeys(subject for subject, _ in stated):
-        answers = [(key, *stated[subject, kind]) for key in QUESTIONS for kind in QUESTIONS[key] if (subject, kind) in stated]
+        answers = [
+            (key, *stated[subject, kind]) for key in QUESTIONS for kind in QUESTIONS[key] if (subject, kind) in stated
+        ]
         answers.sort(key=lambda answer: choose(2**60, "asked", lang, subject, answer[0]))
         for key, pid, fact in answers[:QUESTIONS_PER_SUBJECT]:
             ask(f"{lang}-q-{subject}-{key}", "questions", key, _slots(fact), (pid,))

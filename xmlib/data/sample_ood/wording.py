@@ -89,7 +89,9 @@ def problems(text: dict, lang: str) -> list[str]:
         "questions": {key: ["language", "other"] if key == "other" else ["language"] for key in QUESTIONS},
         "reverse": {key: [slot] for key, (_, slot) in REVERSE.items()},
     }
-    wrong = [f"unknown section {part!r}" for part in text if part not in (*expected, "names", "forms", "language_names")]
+    wrong = [
+        f"unknown section {part!r}" for part in text if part not in (*expected, "names", "forms", "language_names")
+    ]
     for section, slots_of in expected.items():
         given = text.get(section) or {}
         wrong += [f"{section}.{key}: missing" for key in slots_of if key not in given]
@@ -101,7 +103,11 @@ def problems(text: dict, lang: str) -> list[str]:
                 flaws = _flaws(template, slots_of[key], text.get("forms", {}), lang)
                 wrong += [f"{section}.{key}: {flaw}: {template}" for flaw in flaws]
     for kind, own in text.get("names", {}).items():
-        wrong += [f"names.{kind}.{code}: in another script: {words}" for code, words in own.items() if foreign_words(words, lang)]
+        wrong += [
+            f"names.{kind}.{code}: in another script: {words}"
+            for code, words in own.items()
+            if foreign_words(words, lang)
+        ]
     return wrong
 
 
