@@ -6,7 +6,6 @@ Words are quoted only from scripts that the sample's own languages are written i
 """
 
 import datetime
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from functools import cache
 from babel import Locale
 from babel.core import get_global
 from babel.dates import format_date
-from babel.localedata import locale_identifiers, resolve_locale_filename
+from babel.localedata import locale_identifiers
 from babel.numbers import format_decimal, format_percent
 
 from xmlib.languages import LANGUAGES, SAMPLE
 
 from ..sample.generate import choose
+from ..sample.names import full_names, own_data
 
 Value = tuple[str, str]  # (type, content): ("text", "tiistai"), ("language", "fi"), ("script", "Cyrl")
 
@@ -46,21 +46,12 @@ def facts() -> dict[str, list[Fact]]:
     return {code: told for code, told in found.items() if len({fact.topic for fact in told}) >= FEWEST_TOPICS}
 
 
-def _own(code: str) -> dict:
-    """What CLDR says in this very locale.
-
-    babel's `Locale` fills gaps from the root locale, and keeps what it resolved there in dictionaries that locales
-    share: Czech weekdays are Swahili ones after Swahili's were read (babel 2.18). So read nothing there that has gaps.
-    """
-    with open(resolve_locale_filename(code), "rb") as file:
-        return pickle.load(file)
-
-
 def _facts(code: str) -> Iterator[Fact]:
+    """The facts about one language. A topic is left out where CLDR says nothing of its own."""
     script = get_global("likely_subtags").get(code, "__").split("_")[1]
     script = {"Hans": "Hani", "Hant": "Hani"}.get(script, script)
-    own = _own(code) if script in QUOTABLE else {}
-    names, days, months = own.get("languages", {}), _wide(own.get("days", {})), _wide(own.get("months", {}))
+    own = own_data(code) if script in QUOTABLE else {}
+    names, days, months = own.get("languages", {}), full_names(own.get("days", {})), full_names(own.get("months", {}))
     if code not in names or not days or not months:
         return
     locale = Locale(code)
@@ -121,12 +112,6 @@ def _facts(code: str) -> Iterator[Fact]:
     if thousand and million:
         yield fact("large", "thousand", thousand=thousand)
         yield fact("large", "million", million=million)
-
-
-def _wide(names: dict) -> dict[int, str] | None:
-    """The full names of days or months, as they stand alone where that differs from their form within a date."""
-    found = [names.get(context, {}).get("wide", {}) for context in ("stand-alone", "format")]
-    return next((words for words in found if len(words) in (7, 12)), None)
 
 
 def _unit(names: dict, unit: str) -> str | None:
