@@ -126,6 +126,10 @@ def test_foreign_words_are_found_and_loans_allowed():
 def test_values_are_rendered_by_the_rules_of_the_language():
     assert render(("percent", 12.5), "de", {}) == "12,5\N{NO-BREAK SPACE}%"
     assert render(("date", (1999, 1, 1)), "es", {}) == "1 de enero de 1999"
+    assert render(("date", (1999, 1, 1)), "fr", {}) == "1er janvier 1999"
+    assert render(("date", (1999, 1, 11)), "fr", {}) == "11 janvier 1999"
+    assert render(("list", (("language", "es"), ("language", "en"))), "es", {}) == "español e inglés"
+    assert render(("list", (("language", "en"), ("language", "es"))), "es", {}) == "inglés y español"
     assert render(("list", (("weekday", 5), ("weekday", 6))), "nl", {}) == "zaterdag en zondag"
     assert render(("territory", "NL"), "en", {"territory": {"NL": "the Netherlands"}}) == "the Netherlands"
 

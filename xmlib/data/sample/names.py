@@ -101,7 +101,8 @@ def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
             pattern = data.percent_formats[None].pattern.replace("0", "0.#")
             return format_percent(rest[0] / 100, format=pattern, locale=data)
         case "date":
-            return format_date(datetime.date(*rest[0]), "long", locale=data)
+            text = format_date(datetime.date(*rest[0]), "long", locale=data)
+            return re.sub("^1 ", "1er ", text) if lang == "fr" else text
         case "weekday":
             return full_names(own_data(lang)["days"])[rest[0]]
         case "period":
@@ -109,6 +110,8 @@ def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
         case "share":
             return f"{render(rest[0], lang, own)} ({render(('percent', rest[1]), lang, own)})"
         case "list":
-            return format_list([render(item, lang, own) for item in rest[0]], locale=data)
+            text = format_list([render(item, lang, own) for item in rest[0]], locale=data)
+            # Spanish "y" is "e" before the sound of i, unless a diphthong follows: "e inglés", but "y hielo".
+            return re.sub(r" y (?=h?[ií](?![aeo]))", " e ", text, flags=re.IGNORECASE) if lang == "es" else text
         case _:
             return own.get(kind, {}).get(rest[0]) or name(kind, rest[0], lang)
