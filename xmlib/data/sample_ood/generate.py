@@ -47,40 +47,51 @@ def _slots(fact: Fact) -> dict[str, tuple[str, str]]:
 @cache
 def _asked(lang: str) -> dict[str, tuple[str, dict, tuple[str, ...]]]:
     """qid -> (template, slots, relevant pids)."""
-    say, asked = wording(lang), {}
-    stated = {}  # (subject, kind) -> where it is told
-    for pid, known in _told(lang).items():
-        for fact in known:
-            stated[fact.subject, fact.kind] = (pid, fact)
-
-    def ask(qid, section, key, slots, pids):
-        variants = say[section][key]
-        asked[qid] = (variants[choose(len(variants), "question", qid)], slots, pids)
-
-    for subject in dict.fromkeys(subject for subject, _ in stated):
-        answers = [
-            (key, *stated[subject, kind]) for key in QUESTIONS for kind in QUESTIONS[key] if (subject, kind) in stated
-        ]
-        answers.sort(key=lambda answer: choose(2**60, "asked", lang, subject, answer[0]))
-        for key, pid, fact in answers[:QUESTIONS_PER_SUBJECT]:
-            ask(f"{lang}-q-{subject}-{key}", "questions", key, _slots(fact), (pid,))
-    own = {value for fact in facts()[lang] for _, value in fact.slots}  # "Which language says Friday for Friday?"
-    for key, (kind, slot) in REVERSE.items():
-        holders = {}
-        for pid, fact in stated.values():
-            if fact.kind == kind:
-                holders.setdefault(dict(fact.slots)[slot], []).append((pid, fact))
-        for value, held in holders.items():
-            qid = f"{lang}-q-{key.replace('_', '-')}-{held[0][1].subject}"
-            few = len(held) <= MOST_HOLDERS and (len(held) > 1 or choose(REVERSE_ONE_IN, "reverse", qid) == 0)
-            if few and value not in own and not any(_gives_away(value, fact.subject, lang) for _, fact in held):
-                ask(qid, "reverse", key, {slot: value}, tuple(pid for pid, _ in held))
+    asked = {}
+    for section, questions in (("questions", _questions(lang)), ("reverse", _reverse_questions(lang))):
+        for qid, key, slots, pids in questions:
+            variants = wording(lang)[section][key]
+            asked[qid] = (variants[choose(len(variants), "question", qid)], slots, pids)
     return asked
 
 
-def _gives_away(value: tuple[str, str], subject: str, lang: str) -> bool:
-    """Whether the word that a reverse question names holds the name of the language it asks for: "Afrikaans"."""
-    return value[0] == "text" and spoken_name("language", subject, lang).casefold() in value[1].casefold()
+def _questions(lang: str) -> Iterator[tuple[str, str, dict, tuple[str, ...]]]:
+    """What is asked about a language: (qid, key, slots, relevant pids)."""
+    key_of = {kind: key for key, kinds in QUESTIONS.items() for kind in kinds}
+    known = {}
+    for pid, told in _told(lang).items():
+        for fact in told:
+            known.setdefault(fact.subject, []).append((key_of[fact.kind], fact, pid))
+    for subject, answers in known.items():
+        answers.sort(key=lambda answer: choose(2**60, "asked", lang, subject, answer[0]))
+        for key, fact, pid in answers[:QUESTIONS_PER_SUBJECT]:
+            yield f"{lang}-q-{subject}-{key}", key, _slots(fact), (pid,)
+
+
+def _reverse_questions(lang: str) -> Iterator[tuple[str, str, dict, tuple[str, ...]]]:
+    """Words, scripts and counts that ask for their languages: all that share one, whatever the case of its letters."""
+    for key, (kind, slot) in REVERSE.items():
+        own = {_folded(fact, slot) for fact in facts()[lang] if fact.kind == kind}  # no "Who says Friday for Friday?"
+        holders = {}
+        for pid, told in _told(lang).items():
+            for fact in told:
+                if fact.kind == kind and _folded(fact, slot) not in own:
+                    holders.setdefault(_folded(fact, slot), []).append((fact, pid))
+        for held in holders.values():
+            first, _ = held[0]
+            qid = f"{lang}-q-{key.replace('_', '-')}-{first.subject}"
+            few = len(held) <= MOST_HOLDERS and (len(held) > 1 or choose(REVERSE_ONE_IN, "reverse", qid) == 0)
+            if few and not any(_gives_away(fact, slot, lang) for fact, _ in held):
+                yield qid, key, {slot: dict(first.slots)[slot]}, tuple(pid for _, pid in held)
+
+
+def _folded(fact: Fact, slot: str) -> str:
+    return dict(fact.slots)[slot][1].casefold()
+
+
+def _gives_away(fact: Fact, slot: str, lang: str) -> bool:
+    """Whether the word holds the name of the language it asks for: "Which language calls itself Afrikaans?"."""
+    return spoken_name("language", fact.subject, lang).casefold() in _folded(fact, slot)
 
 
 def queries(lang: str) -> Iterator[tuple[str, str]]:
