@@ -1,4 +1,4 @@
-"""Hard negatives of MS MARCO, as miniatures in the exact formats: pickle, JSON lines, triples and tuples drawn of them."""
+"""Hard negatives of MS MARCO, as miniatures in the exact formats: pickle, JSON lines, and what is drawn from them."""
 
 import gzip
 import json
@@ -94,7 +94,7 @@ def test_garbage_never_does_more_than_raise(tmp_path):
     whole = bytearray(pickle.dumps(some_scores(5, 8, np.float32)))
     rng = random.Random(0)
     path = tmp_path / "s.pkl"
-    for _ in range(300):
+    for _ in range(60):
         broken = bytearray(whole)
         for _ in range(rng.randrange(1, 4)):
             broken[rng.randrange(len(broken))] = rng.randrange(256)
@@ -151,7 +151,7 @@ def test_triples_hold_what_the_authors_loop_would_draw_from(server, systems):
     drawn = msmarco.triples(collection, 20_000, systems, say=lambda line: None)
     assert drawn.rows_E3.shape == (20_000, 3) and drawn.rows_E3.dtype == np.int64
     seen = defaultdict(lambda: (set(), set()))
-    for query, positive, negative in drawn.rows_E3.tolist():
+    for query, positive, negative in np.unique(drawn.rows_E3, axis=0).tolist():
         qid = int(drawn.queries[query].split()[1])
         seen[qid][0].add(int(drawn.passages[positive].split()[1]))
         seen[qid][1].add(int(drawn.passages[negative].split()[1]))
@@ -254,13 +254,13 @@ def test_a_bad_line_or_retriever_is_named(tmp_path):
     collection = Collection("mine", "en", "train", Passages.from_pairs([("p1", "a")]), {}, {})
     with pytest.raises(ValueError, match="unknown retriever 'splade'; have: bm25, msmarco-distilbert"):
         msmarco.triples(collection, 1, ("splade",))
-    with pytest.raises(ValueError, match="mine is not of MS MARCO, whose passage ids are numbers: .*'p1'"):
+    with pytest.raises(ValueError, match=r"mine is not of MS MARCO, whose passage ids are numbers: .*'p1'"):
         msmarco._positions(collection)
 
 
 def test_distinct_draws_are_distinct_and_every_set_is_as_likely():
-    drawn = msmarco._distinct(np.random.default_rng(0), np.full(60_000, 5), 3)
+    drawn = msmarco._distinct(np.random.default_rng(0), np.full(20_000, 5), 3)
     assert all(len(set(row)) == 3 for row in drawn.tolist()) and drawn.min() == 0 and drawn.max() == 4
     counts = Counter(frozenset(row) for row in drawn.tolist())
-    assert len(counts) == 10 and max(counts.values()) < 1.05 * 6000 and min(counts.values()) > 0.95 * 6000
+    assert len(counts) == 10 and max(counts.values()) < 1.1 * 2000 and min(counts.values()) > 0.9 * 2000
     assert sorted(msmarco._distinct(np.random.default_rng(0), np.array([4]), 4)[0].tolist()) == [0, 1, 2, 3]

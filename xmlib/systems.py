@@ -74,7 +74,7 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
         "lang": collection.lang,
         "model": fingerprint(system.model) if system.model else None,
         "adapters": system.route(collection.lang),
-        "engine": system.engine if system.kind == "colbert-xm" else None,
+        "engine": f"{system.engine} 2" if system.kind == "colbert-xm" else None,  # 2: product-quantised residuals
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
     }
 

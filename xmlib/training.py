@@ -111,10 +111,15 @@ class Loop:
                 yield self.log[-1]
         self.model.eval()
 
-    def run(self) -> list[dict]:
-        """All remaining steps; returns the log."""
-        for _ in self:
-            pass
+    def run(self, stop: int | None = None) -> list[dict]:
+        """All remaining steps, or those up to step `stop`, where the state is kept; returns the log."""
+        if stop is None or self.step < stop:
+            for _ in self:
+                if self.step == stop:
+                    break
+        self.model.eval()
+        if stop is not None and self.checkpoint is not None:
+            self._save()
         return self.log
 
     def _save(self) -> None:

@@ -65,7 +65,7 @@ def triples(
     seed: int = 42,
     say: Callable = print,
 ) -> Triples:
-    """`count` training triples over the texts of `collection`: mMARCO's split train in any language, whole or reduced."""
+    """`count` training triples over `collection`: the split train of mMARCO in any language, whole or reduced."""
     folder = _draw(collection, count, 2, systems, margin, seed, say)
     return Triples(*_texts(collection), np.load(folder / "rows.npy", mmap_mode="r"), collection.lang, _skipped(folder))
 
