@@ -12,17 +12,22 @@ at it, its last layer always in float32: in bfloat16 many of a query's passages 
 Axes:  N pairs · T tokens
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, XmodForSequenceClassification
 
 from xmlib import xmod
+from xmlib.data.collection import Collection
+from xmlib.data.triples import Triples
 from xmlib.models import batches, computing, open_tokenizer, quietly
 from xmlib.tokens import stream
+from xmlib.training import Loop, Recipe, batch_rows
 
 Pair = dict[str, list[int]]  # what a tokenizer returns for one pair: input_ids, token_type_ids where there are any, …
 
@@ -61,6 +66,10 @@ class CrossEncoder:
     def to(self, device) -> "CrossEncoder":
         self.model.to(device)
         return self
+
+    def prepare_for_finetuning(self) -> None:
+        """Everything is trained, unless a kind says otherwise."""
+        self.model.requires_grad_(True).train()
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that `open` and `transformers` read."""
@@ -135,8 +144,9 @@ class MonoXM(Classifier):
         first_N1H = hidden_TH[torch.from_numpy(tokens.offsets_B1[:-1]).to(hidden_TH.device), None]
         return self._odds(self.model.classifier(first_N1H))  # the head looks at <s> alone
 
-    def freeze_for_finetuning(self) -> None:
-        """Embeddings and adapters, as ColBERT-XM does (§3.2)."""
+    def prepare_for_finetuning(self) -> None:
+        """Embeddings and adapters are frozen, as in ColBERT-XM (§3.2)."""
+        super().prepare_for_finetuning()
         xmod.freeze_for_finetuning(self.model.roberta)
 
 
@@ -189,3 +199,66 @@ def _compute_in_float32(linear: torch.nn.Linear) -> None:
             return F.linear(x.float(), linear.weight.float(), None if linear.bias is None else linear.bias.float())
 
     linear.forward = forward
+
+
+def rerank(
+    model: CrossEncoder,
+    collection: Collection,
+    candidates: Mapping[str, Sequence[str]],
+    lang: str,
+    file: Path,
+    progress: str | None = None,
+    group_pairs: int = 2048,
+) -> dict[str, list[float]]:
+    """Scores of each query's candidates (qid → pids), in their order.
+
+    What is scored is kept in `file`, every `group_pairs` pairs or so: a call that finds the file goes on from there.
+    """
+    counts_A = np.array([len(pids) for pids in candidates.values()], dtype=np.int64)
+    offsets_A1 = np.concatenate([[0], counts_A.cumsum()])
+    if not file.exists():
+        beside = file.with_name(f"{file.stem}.partial.npy")
+        np.save(beside, np.full(offsets_A1[-1], np.nan, dtype=np.float32))  # NaN: not scored yet
+        os.replace(beside, file)
+    scores_N = np.load(file, mmap_mode="r+" if offsets_A1[-1] else None)
+    qids = list(candidates)
+    done = int(np.isfinite(scores_N).sum())
+    with tqdm(total=len(scores_N), initial=done, desc=progress, unit="pair", disable=progress is None) as bar:
+        start = 0
+        while start < len(qids):
+            stop = max(start + 1, int(np.searchsorted(offsets_A1, offsets_A1[start] + group_pairs, side="right")) - 1)
+            rows = slice(offsets_A1[start], offsets_A1[stop])
+            if np.isnan(scores_N[rows]).any():
+                group = [(qid, pid) for qid in qids[start:stop] for pid in candidates[qid]]
+                pairs = [(collection.queries[qid], collection.passages[pid]) for qid, pid in group]
+                scores_N[rows] = model.scores(*zip(*pairs, strict=True), lang)
+                scores_N.flush()
+                bar.update(len(pairs))
+            start = stop
+    return {qid: scores_N[offsets_A1[a] : offsets_A1[a + 1]].tolist() for a, qid in enumerate(qids)}
+
+
+def finetune(
+    model: CrossEncoder,
+    triples: Triples,
+    recipe: Recipe,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Loop:
+    """The loop that trains a cross-encoder on triples: the positive is relevant, the hard negative is not.
+
+    The loss is the cross-entropy of that yes or no, pair by pair, as the authors of all three trained theirs; monoT5's
+    is over its two answers, not over the whole vocabulary.
+    """
+    model.prepare_for_finetuning()
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows_A3 = triples.rows_E3[batch_rows(len(triples), recipe.batch_size, step, recipe.seed)]
+        queries = [triples.queries[query] for query in rows_A3[:, 0]]
+        passages = [triples.passages[passage] for passage in rows_A3[:, 1:].T.ravel()]  # all positives, all negatives
+        logits_N = model.logits(model.tokenize(queries * 2, passages), triples.lang)
+        relevant_N = torch.zeros_like(logits_N)
+        relevant_N[: len(queries)] = 1
+        return F.binary_cross_entropy_with_logits(logits_N, relevant_N)
+
+    return Loop(model.model, loss_of, recipe, checkpoint, title=f"fine-tune {model.kind}", progress=progress)

@@ -234,7 +234,7 @@ class ColbertXM(MultiVector, Modular):
 
 
 class Colbert(MultiVector, Plain):
-    """ColBERT over any BERT-like encoder: mColBERT. Folders are those of colbert-ai: the encoder and `linear.weight`."""
+    """ColBERT over any BERT-like encoder: mColBERT. Folders as colbert-ai writes: the encoder and `linear.weight`."""
 
     kind = "colbert"
 
