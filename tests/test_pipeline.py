@@ -1,11 +1,13 @@
 """From text to a ranking, end to end at toy size: it learns, what exists is found, what changed is built anew."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from xmlib import pipeline, systems, training
+from xmlib import pipeline, processes, systems, training
 from xmlib.data.collection import Collection, Passages
 from xmlib.data.folder import save
 from xmlib.data.triples import mine
@@ -38,6 +40,7 @@ def train(tmp_path, monkeypatch):
     """Toy text in two languages, a toy English collection with a training split, and a folder of runs of their own."""
     monkeypatch.setattr(pipeline, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(systems, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("XMLIB_RUNS", str(tmp_path / "runs"))  # for processes of their own
     text = tmp_path / "text"
     text.mkdir()
     for lang in SAYS:
@@ -149,3 +152,23 @@ def test_a_folder_with_one_collection_needs_its_language_named(train):
     assert train.languages_of("sample", "all") == ["en", "sw"]
     with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
         train.languages_of("sample", "xx")
+
+
+def test_snapshots_of_one_run_end_in_the_weights_of_the_run_itself(train):
+    train = dataclasses.replace(train, steps=12)
+    folders = train.colbert_snapshots([4, 8, 12])
+    assert [len(pipeline.read_log(folder)) for folder in folders] == [4, 8, 12]
+    *parts, pieced = [safetensors.numpy.load_file(folder / "model.safetensors")["linear.weight"] for folder in folders]
+    shutil.rmtree(folders[-1])  # so that the run is trained again, from its first step
+    assert train.colbert == folders[-1]
+    straight = safetensors.numpy.load_file(train.colbert / "model.safetensors")["linear.weight"]
+    assert np.array_equal(pieced, straight)
+    assert not any(np.array_equal(part, straight) for part in parts)
+
+
+def test_both_retrievers_are_trained_side_by_side(train, capsys):
+    train = dataclasses.replace(train, steps=3, dpr_steps=3)
+    colbert, dpr = train.retrievers
+    said = capsys.readouterr().out
+    assert f"building {colbert.name}" in said
+    assert f"found {dpr.name}" in said or processes.cores() == 1  # another process built it meanwhile

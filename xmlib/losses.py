@@ -33,3 +33,39 @@ def in_batch(scores_AB: torch.Tensor, own_negatives: bool = True) -> torch.Tenso
 def total(scores_AB: torch.Tensor, own_negatives: bool = True) -> torch.Tensor:
     """Eq. 6: the sum of both."""
     return pairwise(scores_AB) + in_batch(scores_AB, own_negatives)
+
+
+def vocabulary(
+    hidden_RH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor, target_R: torch.Tensor
+) -> torch.Tensor:
+    """Softmax cross-entropy of each row's token against the whole vocabulary, as in masked-LM. Returns a scalar.
+
+    Equal to `cross_entropy(linear(hidden, weight, bias), target)`, with fewer passes over its rows x vocabulary.
+    """
+    if torch.is_autocast_enabled(hidden_RH.device.type):
+        return F.cross_entropy(F.linear(hidden_RH, weight_VH, bias_V), target_R)
+    return _Vocabulary.apply(hidden_RH, weight_VH, bias_V, target_R)
+
+
+class _Vocabulary(torch.autograd.Function):
+    """The probabilities become the gradient of the logits in place: minus 1 at the target."""
+
+    @staticmethod
+    def forward(ctx, hidden_RH, weight_VH, bias_V, target_R):
+        place = torch.arange(len(target_R), device=target_R.device), target_R
+        logits_RV = torch.addmm(bias_V, hidden_RH, weight_VH.T)
+        gradient_RV = logits_RV.softmax(1)
+        # log Σ exp from the largest entry of each row, whose probability is at least 1 / V: no second pass of exp
+        log_sum_R = logits_RV.amax(1) - gradient_RV.amax(1).log()
+        loss = (log_sum_R - logits_RV[place]).mean()
+        gradient_RV[place] -= 1
+        ctx.save_for_backward(hidden_RH, weight_VH, gradient_RV)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        hidden_RH, weight_VH, gradient_RV = ctx.saved_tensors
+        share = gradient / len(hidden_RH)
+        gradient_VH = gradient_RV.T @ (hidden_RH * share)
+        return (gradient_RV @ weight_VH) * share, gradient_VH, gradient_RV.sum(0) * share, None

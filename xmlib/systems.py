@@ -134,6 +134,23 @@ def some_queries(collection: Collection, n: int) -> Collection:
     return replace(collection, queries=queries, qrels=qrels)
 
 
+def checkpoints_of(text: str) -> dict[str, str]:
+    """`"mE5-base=intfloat/multilingual-e5-base, mT5-base=folder"` → name → folder or hub id; nothing for nothing."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    for name, _, where in pairs:
+        if not where.strip():
+            raise ValueError(f"checkpoint {name.strip()!r} has no place: write name=folder or name=hub id")
+    return {pick(name.strip(), PAPER)[0]: where.strip() for name, _, where in pairs}
+
+
+def version(system: System) -> str:
+    """What a result row says of the model: `bm25`, a hub id with its commit, or 12 digits of a folder's identity."""
+    found = identity(system.model)
+    if found is None:
+        return system.kind
+    return (found if "@" in found else found[:12]) + (" (made here)" if system.made else "")
+
+
 def rank(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Run:
     """The k best passages for every query of `collection`. Index and ranking are built where they are missing.
 
@@ -156,7 +173,7 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
         "lang": collection.lang,
         "model": identity(system.model),
         "adapters": system.route(collection.lang),
-        "engine": system.engine if system.group == "multi-vector" else None,
+        "engine": f"{system.engine} 2" if system.group == "multi-vector" else None,  # 2: product-quantised residuals
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
     } | ({"settings": system.settings} if system.settings else {})
 
@@ -192,7 +209,7 @@ def _open(kind: str, checkpoint: Path | str, settings: tuple):
 
 @lru_cache
 def identity(checkpoint: Path | str | None) -> str | None:
-    """What a stage's key holds of a checkpoint: the key of the stage that made it, a folder's hash, a hub id's commit."""
+    """What a stage's key holds of a checkpoint: the key of the stage that made it, a folder's hash, or a commit."""
     if checkpoint is None:
         return None
     folder = Path(checkpoint)

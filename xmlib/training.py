@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from xmlib import losses
 from xmlib.data.triples import Triples
-from xmlib.models import ColbertXM, Retriever, compute_dtype
-from xmlib.scoring import cosine, maxsim
-from xmlib.tokens import Tokens, concatenate, tokenize_passages, tokenize_queries
+from xmlib.models import Retriever, SingleVector, compute_dtype
+from xmlib.scoring import inner, maxsim
+from xmlib.tokens import Tokens, concatenate
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,15 @@ class Loop:
                 yield self.log[-1]
         self.model.eval()
 
-    def run(self) -> list[dict]:
-        """All remaining steps; returns the log."""
-        for _ in self:
-            pass
+    def run(self, stop: int | None = None) -> list[dict]:
+        """All remaining steps, or those up to step `stop`, where the state is kept; returns the log."""
+        if stop is None or self.step < stop:
+            for _ in self:
+                if self.step == stop:
+                    break
+        self.model.eval()
+        if stop is not None and self.checkpoint is not None:
+            self._save()
         return self.log
 
     def _save(self) -> None:
@@ -148,8 +153,7 @@ def finetune(
 
     `scale` multiplies the scores before the softmax: 1 for MaxSim (a sum over n tokens), 20 for a cosine.
     """
-    queries = tokenize_queries(model.tokenizer, triples.queries, model.layout)
-    passages = tokenize_passages(model.tokenizer, triples.passages, model.layout)
+    queries, passages = model.tokenize_queries(triples.queries), model.tokenize_passages(triples.passages)
     model.prepare_for_finetuning()
 
     def loss_of(step: int) -> torch.Tensor:
@@ -163,8 +167,8 @@ def finetune(
 def batch_scores(model: Retriever, queries: Tokens, passages: Tokens, lang: str) -> torch.Tensor:
     """Scores of every query against every passage of a batch, encoded together in one stream. Returns (A, B)."""
     vectors = model.vectors(concatenate(queries, passages), lang)
-    if not isinstance(model, ColbertXM):
-        return cosine(vectors[: len(queries)], vectors[len(queries) :])
+    if isinstance(model, SingleVector):  # of unit length where the model compares by cosine
+        return inner(vectors[: len(queries)], vectors[len(queries) :])
     q_ASH, q_mask_AS = _pad(vectors[: len(queries.ids_T)], queries)
     d_BTH, d_mask_BT = _pad(vectors[len(queries.ids_T) :], passages)
     return maxsim(q_ASH, d_BTH, q_mask_AS, d_mask_BT)

@@ -11,9 +11,9 @@ from xmlib.paths import DATA, ROOT
 def open_collection(source: str | Path, lang: str, split: str = "test", **options) -> Collection:
     """Open the collection `source` in one language.
 
-    `source` is "sample" (generated here, needs no download; options: `scale`), or the path of a folder as
-    `xmlib.data.folder` describes it, or of a folder that holds one such folder per language: `xquad` with `xquad/ar`.
-    A relative path is looked for from where you are, then from the checkout, then from the data folder.
+    `source` is "sample" or "sample-ood" (generated, no download; options of "sample": `scale`), or the path of a
+    folder as `xmlib.data.folder` describes it, or of a folder that holds one such folder per language: `xquad` with
+    `xquad/ar`. A relative path is looked for from where you are, then from the checkout, then from the data folder.
     """
     languages.language(lang)
     if str(source) == "sample":
@@ -22,6 +22,10 @@ def open_collection(source: str | Path, lang: str, split: str = "test", **option
         return sample.load(lang, split, **options)
     if options:
         raise ValueError(f"a folder has no option {', '.join(options)}; only the source 'sample' has: scale")
+    if str(source) == "sample-ood":
+        from xmlib.data import sample_ood
+
+        return sample_ood.load(lang, split)
     path = find_folder(source)
     if folder.holds_passages(path):
         return folder.load(path, lang, split)
@@ -37,6 +41,8 @@ def collection_languages(source: str | Path) -> list[str]:
     """The languages that `source` has, in the order of the tables. A folder with a single collection names none: []."""
     if str(source) == "sample":
         return list(languages.SAMPLE)
+    if str(source) == "sample-ood":
+        return list(languages.MRTYDI)
     path = find_folder(source)
     return [code for code in languages.LANGUAGES if folder.holds_passages(path / code)]
 
@@ -48,4 +54,4 @@ def find_folder(source: str | Path) -> Path:
         if path.is_dir():
             return path.resolve()
     looked = ", ".join(dict.fromkeys(str(path) for path in places))
-    raise ValueError(f"unknown collection {str(source)!r}; have: sample, or a folder (looked for {looked})")
+    raise ValueError(f"unknown collection {str(source)!r}; have: sample, sample-ood, or a folder (looked for {looked})")
