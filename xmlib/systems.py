@@ -157,7 +157,45 @@ def rank(system: System, collection: Collection, k: int = 100, progress: bool = 
     A cross-encoder re-ranks the first `system.depth` results of BM25; where that is less than k, the others follow
     behind them in BM25's order.
     """
-    return Run.load(_ranking(system, collection, k, progress) / RUN_FILE)
+    return Run.load(ranking(system, collection, k, progress) / RUN_FILE)
+
+
+def ranking(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Path:
+    """The folder of the stage that holds the run."""
+    if system.group == "cross-encoder":
+        first = ranking(BM25, collection, max(k, system.depth), progress)
+        inputs = {
+            "kind": system.kind,
+            "model": identity(system.model),
+            "settings": system.settings,
+            "adapters": system.adapters,
+            "first": fingerprint(first),
+            "depth": system.depth,
+        }
+
+        def run_of(into: Path) -> Run:
+            return _rerank(system, collection, Run.load(first / RUN_FILE), k, into, progress)
+    else:
+        folder = index(system, collection, progress)
+        inputs = {"index": fingerprint(folder)}
+
+        def run_of(into: Path) -> Run:
+            return search(system, collection, k, progress=False)
+
+    inputs |= {"name": system.name, "queries": collection.fingerprint, "k": k}
+
+    def build(into: Path) -> None:
+        run_of(into).save(into / RUN_FILE)
+
+    return stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, print if progress else _silent)
+
+
+def search(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Run:
+    """As `rank`, of a system that searches an index, without keeping the ranking."""
+    if system.group == "cross-encoder":
+        raise ValueError(f"{system.name} re-ranks and has no index of its own: rank with it")
+    found = _search(system, index(system, collection, progress) / "index", collection, min(k, len(collection.passages)))
+    return Run.from_search(system.name, list(collection.queries), collection.passages.ids, *found)
 
 
 def index(system: System, collection: Collection, progress: bool = True) -> Path:
@@ -224,37 +262,6 @@ def identity(checkpoint: Path | str | None) -> str | None:
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def _ranking(system: System, collection: Collection, k: int, progress: bool) -> Path:
-    """The folder of the stage that holds the run."""
-    if system.group == "cross-encoder":
-        first = _ranking(BM25, collection, max(k, system.depth), progress)
-        inputs = {
-            "kind": system.kind,
-            "model": identity(system.model),
-            "settings": system.settings,
-            "adapters": system.adapters,
-            "first": fingerprint(first),
-            "depth": system.depth,
-        }
-
-        def run_of(into: Path) -> Run:
-            return _rerank(system, collection, Run.load(first / RUN_FILE), k, into, progress)
-    else:
-        folder = index(system, collection, progress)
-        inputs = {"index": fingerprint(folder)}
-
-        def run_of(into: Path) -> Run:
-            found = _search(system, folder / "index", collection, min(k, len(collection.passages)))
-            return Run.from_search(system.name, list(collection.queries), collection.passages.ids, *found)
-
-    inputs |= {"name": system.name, "queries": collection.fingerprint, "k": k}
-
-    def build(into: Path) -> None:
-        run_of(into).save(into / RUN_FILE)
-
-    return stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, print if progress else _silent)
 
 
 def _build_index(system: System, collection: Collection, folder: Path, progress: bool) -> None:
