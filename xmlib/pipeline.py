@@ -7,7 +7,7 @@ an earlier build was cut off. Models lie in `runs/models/`.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -169,17 +169,11 @@ class Training:
         return self.colbert, self.dpr
 
     @cached_property
-    def systems(self) -> dict[str, System]:
-        """The rows of a table, by name: BM25, both retrievers, and ColBERT-XM with every text sent through English."""
-        rows = [
-            System("BM25", "bm25"),
-            System("DPR-XM", "dpr-xm", self.dpr),
-            System("ColBERT-XM", "colbert-xm", self.colbert),
-            System(
-                "ColBERT-XM with English adapters", "colbert-xm", self.colbert, adapters=languages.TRAINING_LANGUAGE
-            ),
-        ]
-        return {system.name: system for system in rows}
+    def systems(self) -> Mapping[str, System]:
+        """Every row of the tables, by name; the checkpoint of a row is made when it is first asked for."""
+        from xmlib.baselines import Systems  # which stands on this module
+
+        return Systems(self)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Work side by side on the cores of a CPU, each part in a process of its own.
 
 A small encoder's matrix products are too small to share between threads, but languages and models are many and
-independent. Nothing here schedules over machines: that is the work of Snakemake, Slurm or Kubernetes.
+independent: see `xmlib.experiments`. Nothing here schedules over machines; Snakemake, Slurm and Kubernetes do.
 """
 
 import multiprocessing
@@ -10,14 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
-
-from xmlib import systems
-from xmlib.data.sources import open_collection
-from xmlib.systems import System
 
 MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
 
@@ -25,16 +20,6 @@ MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def rank_all(rows: Sequence[System], places: Sequence[tuple[str, str]], k: int = 100, title: str = "rank") -> None:
-    """Build the rankings of every system on every (source, language) of `places`; `systems.rank` then finds them."""
-    each(_rank, [(system, *place, k) for place in places for system in rows], title, "ranking")
-
-
-def index_all(system: System, places: Sequence[tuple[str, str]], title: str = "index") -> list[Path]:
-    """The folders of `systems.index` for one system and every (source, language) of `places`."""
-    return each(_index, [(system, *place) for place in places], title, "index")
 
 
 def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, processes: int | None = None) -> list:
@@ -79,14 +64,6 @@ def beside(function: Callable, *arguments) -> Iterator[Future]:
             future.result()
         finally:
             torch.set_num_threads(threads)
-
-
-def _rank(system: System, source: str, lang: str, k: int) -> None:
-    systems.rank(system, open_collection(source, lang), k, progress=False)
-
-
-def _index(system: System, source: str, lang: str) -> Path:
-    return systems.index(system, open_collection(source, lang), progress=False)
 
 
 @contextmanager

@@ -57,3 +57,8 @@ def maxsim_packed(
 def cosine(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
     """Cosine of every pooled query with every pooled document. Returns (A, B), float32. A zero vector scores 0."""
     return torch.nn.functional.normalize(q_AH.float(), dim=-1) @ torch.nn.functional.normalize(d_BH.float(), dim=-1).T
+
+
+def inner(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
+    """Inner product of every pooled query with every pooled document: the cosine where both are of unit length."""
+    return q_AH.float() @ d_BH.float().T

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from xmlib import losses
 from xmlib.data.triples import Triples
-from xmlib.models import ColbertXM, Retriever, compute_dtype
-from xmlib.scoring import cosine, maxsim
-from xmlib.tokens import Tokens, concatenate, tokenize_passages, tokenize_queries
+from xmlib.models import Retriever, SingleVector, compute_dtype
+from xmlib.scoring import inner, maxsim
+from xmlib.tokens import Tokens, concatenate
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,7 @@ def finetune(
 
     `scale` multiplies the scores before the softmax: 1 for MaxSim (a sum over n tokens), 20 for a cosine.
     """
-    queries = tokenize_queries(model.tokenizer, triples.queries, model.layout)
-    passages = tokenize_passages(model.tokenizer, triples.passages, model.layout)
+    queries, passages = model.tokenize_queries(triples.queries), model.tokenize_passages(triples.passages)
     model.prepare_for_finetuning()
 
     def loss_of(step: int) -> torch.Tensor:
@@ -168,8 +167,8 @@ def finetune(
 def batch_scores(model: Retriever, queries: Tokens, passages: Tokens, lang: str) -> torch.Tensor:
     """Scores of every query against every passage of a batch, encoded together in one stream. Returns (A, B)."""
     vectors = model.vectors(concatenate(queries, passages), lang)
-    if not isinstance(model, ColbertXM):
-        return cosine(vectors[: len(queries)], vectors[len(queries) :])
+    if isinstance(model, SingleVector):  # of unit length where the model compares by cosine
+        return inner(vectors[: len(queries)], vectors[len(queries) :])
     q_ASH, q_mask_AS = _pad(vectors[: len(queries.ids_T)], queries)
     d_BTH, d_mask_BT = _pad(vectors[len(queries.ids_T) :], passages)
     return maxsim(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
