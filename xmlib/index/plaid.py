@@ -172,25 +172,14 @@ class PlaidIndex:
 
     def add(self, ids: list[str], vectors: TokenVectors) -> None:
         """Append passages, encoded with the codec the index has. On disk when this returns, all or none."""
-        known = set(self.ids)
-        for pid in ids:
-            if pid in known:
-                raise ValueError(f"passage id {pid!r} is in the index already")
-        if len(ids) != len(vectors):
-            raise ValueError(f"{len(ids)} ids for {len(vectors)} passages")
+        store.check_new(self.ids, ids, len(vectors))
         new = _compress(self.codec, self.stored.arrays.get("fine_scales"), vectors.vectors_TH)
         arrays = {name: [getattr(self, f"{name}_{axes}"), new[name]] for name, axes in self._token_arrays.items()}
         self._update(self.ids + ids, arrays, [self.stored.arrays["lengths"], vectors.lengths_B.astype(np.int32)])
 
     def remove(self, ids: list[str]) -> None:
         """Take passages out; later ones move up. On disk when this returns, all or none."""
-        gone = set(ids)
-        unknown = gone - set(self.ids)
-        if unknown:
-            raise ValueError(f"passage id {min(unknown)!r} is not in the index")
-        if len(gone) < len(ids):
-            raise ValueError("an id to remove is given twice")
-        kept = np.array([position for position, pid in enumerate(self.ids) if pid not in gone], dtype=np.int64)
+        kept = store.kept_without(self.ids, ids)
         rows_T, _ = rows_of(self.offsets_B1, kept)
         arrays = {name: [getattr(self, f"{name}_{axes}")[rows_T]] for name, axes in self._token_arrays.items()}
         self._update([self.ids[position] for position in kept], arrays, self.stored.arrays["lengths"][kept])

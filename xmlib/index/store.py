@@ -176,6 +176,30 @@ def check_ids(ids: list[str]) -> None:
             raise ValueError(f"a passage id must be a non-empty string without a line break, not {pid!r}")
 
 
+def check_new(known: list[str], ids: list[str], n_passages: int) -> None:
+    """These ids can be added to those an index has, one for each of n_passages."""
+    present = set(known)
+    for pid in ids:
+        if pid in present:
+            raise ValueError(f"passage id {pid!r} is in the index already")
+    if len(ids) != n_passages:
+        raise ValueError(f"{len(ids)} ids for {n_passages} passages")
+    check_ids(known + ids)
+
+
+def kept_without(known: list[str], ids: list[str]) -> np.ndarray:
+    """The positions that stay when the passages of these ids are taken out of an index."""
+    gone = set(ids)
+    unknown = gone - set(known)
+    if unknown:
+        raise ValueError(f"passage id {min(unknown)!r} is not in the index")
+    if len(gone) < len(ids):
+        raise ValueError("an id to remove is given twice")
+    kept = np.array([position for position, pid in enumerate(known) if pid not in gone], dtype=np.int64)
+    check_ids([known[position] for position in kept])
+    return kept
+
+
 def _partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
