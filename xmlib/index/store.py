@@ -86,6 +86,15 @@ def open(folder, kind: str) -> Stored:
     """Open a folder of this kind after checking that it is whole. Sizes always, checksums of small files only."""
     folder = Path(folder)
     meta = _read_meta(folder)
+    try:
+        return _open(folder, meta, kind)
+    except (IndexFolderError, FileNotFoundError):
+        if _read_meta(folder) == meta:
+            raise
+        return open(folder, kind)  # another process changed the index between the reading of meta.json and of the rest
+
+
+def _open(folder: Path, meta: dict, kind: str) -> Stored:
     if meta["kind"] != kind:
         raise IndexFolderError(f"{folder / META}: expected an index of kind {kind!r}, found {meta['kind']!r}")
     for file in meta["files"].values():
@@ -100,6 +109,15 @@ def verify(folder) -> None:
     folder = Path(folder)
     for file in _read_meta(folder)["files"].values():
         _check_file(folder, file, checksum=True)
+
+
+def check_same(stored: Stored, origin: dict) -> None:
+    """The index is of this model, language and collection. A query of another model would get scores, and nonsense."""
+    for name in ORIGIN:
+        if stored.meta["origin"][name] != origin[name]:
+            raise IndexFolderError(
+                f"{stored.path / META}: {name} {stored.meta['origin'][name]!r}; expected {origin[name]!r}"
+            )
 
 
 class Parts:
