@@ -64,8 +64,9 @@ class PlaidIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
-        `effort`, 1 to 4, trades time for recall. The rest is for experts, and follows from k and effort where it is not
-        given. Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`,
+        `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.1 million real tokens, efforts 1 to 4
+        found 0.94, 0.98, 0.985 and 0.985 with the side file, and 0.90, 0.93, 0.93, 0.93 without; of its top 100, 0.84,
+        0.96, 0.985 and 0.99. The rest is for experts, and follows from k and effort where it is not given. Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`,
         by default OMP_NUM_THREADS or the number of processors.
         """
         if effort not in EFFORTS:
@@ -101,7 +102,10 @@ class PlaidIndex:
         L = -(-S // kernels.LANES) * kernels.LANES
         q_HL = np.zeros((H, L), np.float32)
         q_HL[:, :S] = q_SH.T
-        memory = self._spare.pop() if self._spare else _Memory(self)
+        try:
+            memory = self._spare.pop()
+        except IndexError:  # asking first whether there is one would let two threads take the last
+            memory = _Memory(self)
         memory.fit(L)
         # 16 bits must hold the product with any decoded vector.
         factor = np.float32(32767 / (1.01 * self.codec.longest * np.linalg.norm(q_SH, axis=1).max(initial=1e-6)))

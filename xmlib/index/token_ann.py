@@ -12,8 +12,7 @@ Axes, used as suffixes:  A queries · B documents · N candidates · S query tok
 
 import numpy as np
 
-from xmlib.index import exact, store
-from xmlib.index.residual import draw
+from xmlib.index import exact, residual, store
 from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
@@ -98,28 +97,21 @@ def build(
     `chunks(start, stop)` returns the TokenVectors of the passages at these positions. Without `n_lists` there are
     4 · sqrt(tokens).
     """
-    import faiss
-
     choices = {"n_lists": n_lists, "seed": seed, "chunk_passages": chunk_passages}
     parts = store.Parts(folder, ids, kind=KIND, origin=origin, **choices)
     done = [
         parts.once(f"tokens-{start}", lambda span=(start, stop): exact.arrays_of(store.encode(chunks, *span)))
         for start, stop in store.chunks_of(len(ids), chunk_passages)
     ]
-    T, H = sum(len(part["vectors"]) for part in done), done[0]["vectors"].shape[1]
+    T = sum(len(part["vectors"]) for part in done)
     if not T:
         raise ValueError("no token vectors to train on: every passage is empty")
     lists = min(n_lists or 4 * int(np.sqrt(T)), T)
     share = min(1, max(lists * POINTS_PER_LIST, 1 << 14) / T)
     sample_TH = np.concatenate(
-        [draw(part["vectors"], int(np.ceil(share * len(part["vectors"]))), seed) for part in done]
+        [residual.draw(part["vectors"], int(np.ceil(share * len(part["vectors"]))), seed) for part in done]
     )
-    m = next(m for m in range(min(BYTES, H), 0, -1) if H % m == 0)
-    bits = min(8, int(np.log2(len(sample_TH))))
-    index = faiss.index_factory(H, f"IVF{lists},PQ{m}x{bits}", faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    index.pq.cp.niter, index.pq.cp.max_points_per_centroid = 8, 32  # faiss takes minutes for more in few dimensions
-    index.train(sample_TH)
+    index = _trained(sample_TH, lists, seed)
     for part in done:
         index.add(part["vectors"].astype(np.float32))
     store.create(folder, KIND, origin, choices, ids, store.join(done) | {"faiss": _bytes(index)})
@@ -128,6 +120,22 @@ def build(
 
 def open(folder) -> TokenIndex:
     return TokenIndex(store.open(folder, KIND))
+
+
+def _trained(sample_TH: np.ndarray, lists: int, seed: int):
+    """An empty IVFPQ index. Its parts are trained here: faiss takes far longer for codewords of few dimensions."""
+    import faiss
+
+    H = sample_TH.shape[1]
+    m = next(m for m in range(min(BYTES, H), 0, -1) if H % m == 0)
+    centroids_CH = residual.kmeans(sample_TH, lists, seed)
+    residuals_TH = sample_TH - centroids_CH[residual.nearest(sample_TH, centroids_CH)]
+    quantizer = faiss.IndexFlatIP(H)
+    quantizer.add(centroids_CH)
+    index = faiss.IndexIVFPQ(quantizer, H, lists, m, 8, faiss.METRIC_INNER_PRODUCT)
+    faiss.copy_array_to_vector(residual.codewords(residuals_TH, m, seed).ravel(), index.pq.centroids)
+    index.is_trained = True
+    return faiss.deserialize_index(_bytes(index))  # which owns its quantizer, as this one does not
 
 
 def _bytes(index) -> np.ndarray:
