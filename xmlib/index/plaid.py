@@ -66,8 +66,10 @@ class PlaidIndex:
 
         `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.1 million real tokens, efforts 1 to 4
         found 0.94, 0.98, 0.985 and 0.985 with the side file, and 0.90, 0.93, 0.93, 0.93 without; of its top 100, 0.84,
-        0.96, 0.985 and 0.99. The rest is for experts, and follows from k and effort where it is not given. Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`,
-        by default OMP_NUM_THREADS or the number of processors.
+        0.96, 0.985 and 0.99. The rest is for experts, and follows from k and effort where it is not given.
+
+        Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
+        default OMP_NUM_THREADS or the number of processors.
         """
         if effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
