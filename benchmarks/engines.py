@@ -103,6 +103,7 @@ def colbert_ai(data, folder, threads):
     import colbert.indexing.collection_indexer as indexing
     import torch
     from colbert.infra import ColBERTConfig, Run, RunConfig
+    from colbert.modeling.colbert import ColBERT
     from colbert.search.index_storage import IndexScorer
 
     vectors, offsets = torch.from_numpy(data["vectors"]).float(), data["offsets"]
@@ -127,6 +128,7 @@ def colbert_ai(data, folder, threads):
         config = ColBERTConfig.from_existing(config, Run().config)
         indexing.encode(config, [str(b) for b in range(len(offsets) - 1)], [[]], [], verbose=0)
         yield "built"
+        ColBERT.try_load_torch_extensions(use_gpu=False)
         scorer = IndexScorer(str(path), use_gpu=False)
 
         def search(queries, k):

@@ -64,9 +64,12 @@ class PlaidIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
-        `effort`, 1 to 4, trades time for recall. The rest is for experts, and follows from k and effort where it is not
-        given. Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`,
-        by default OMP_NUM_THREADS or the number of processors.
+        `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.1 million real tokens, efforts 1 to 4
+        found 0.94, 0.98, 0.985 and 0.985 with the side file, and 0.90, 0.93, 0.93, 0.93 without; of its top 100, 0.84,
+        0.96, 0.985 and 0.99. The rest is for experts, and follows from k and effort where it is not given.
+
+        Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
+        default OMP_NUM_THREADS or the number of processors.
         """
         if effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
@@ -101,7 +104,10 @@ class PlaidIndex:
         L = -(-S // kernels.LANES) * kernels.LANES
         q_HL = np.zeros((H, L), np.float32)
         q_HL[:, :S] = q_SH.T
-        memory = self._spare.pop() if self._spare else _Memory(self)
+        try:
+            memory = self._spare.pop()
+        except IndexError:  # asking first whether there is one would let two threads take the last
+            memory = _Memory(self)
         memory.fit(L)
         # 16 bits must hold the product with any decoded vector.
         factor = np.float32(32767 / (1.01 * self.codec.longest * np.linalg.norm(q_SH, axis=1).max(initial=1e-6)))
@@ -172,25 +178,14 @@ class PlaidIndex:
 
     def add(self, ids: list[str], vectors: TokenVectors) -> None:
         """Append passages, encoded with the codec the index has. On disk when this returns, all or none."""
-        known = set(self.ids)
-        for pid in ids:
-            if pid in known:
-                raise ValueError(f"passage id {pid!r} is in the index already")
-        if len(ids) != len(vectors):
-            raise ValueError(f"{len(ids)} ids for {len(vectors)} passages")
+        store.check_new(self.ids, ids, len(vectors))
         new = _compress(self.codec, self.stored.arrays.get("fine_scales"), vectors.vectors_TH)
         arrays = {name: [getattr(self, f"{name}_{axes}"), new[name]] for name, axes in self._token_arrays.items()}
         self._update(self.ids + ids, arrays, [self.stored.arrays["lengths"], vectors.lengths_B.astype(np.int32)])
 
     def remove(self, ids: list[str]) -> None:
         """Take passages out; later ones move up. On disk when this returns, all or none."""
-        gone = set(ids)
-        unknown = gone - set(self.ids)
-        if unknown:
-            raise ValueError(f"passage id {min(unknown)!r} is not in the index")
-        if len(gone) < len(ids):
-            raise ValueError("an id to remove is given twice")
-        kept = np.array([position for position, pid in enumerate(self.ids) if pid not in gone], dtype=np.int64)
+        kept = store.kept_without(self.ids, ids)
         rows_T, _ = rows_of(self.offsets_B1, kept)
         arrays = {name: [getattr(self, f"{name}_{axes}")[rows_T]] for name, axes in self._token_arrays.items()}
         self._update([self.ids[position] for position in kept], arrays, self.stored.arrays["lengths"][kept])
