@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from xmlib import languages, pretraining, processes, systems, training
+from xmlib.carbon import Meter
 from xmlib.data.collection import Collection
 from xmlib.data.sources import collection_languages, find_folder, open_collection
 from xmlib.data.triples import Triples, mine
@@ -298,7 +299,10 @@ def read_log(folder: Path) -> pd.DataFrame:
 
 
 def _finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
-    pd.DataFrame(loop.run(stop)).to_csv(folder / LOG, index=False)
+    with Meter() as meter:
+        log = loop.run(stop)
+    meter.save(folder)
+    pd.DataFrame(log).to_csv(folder / LOG, index=False)
     if loop.step == loop.recipe.steps:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
