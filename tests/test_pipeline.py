@@ -62,8 +62,8 @@ def mrr(system: System, collection: Collection) -> float:
 
 
 def test_the_whole_way_learns_english_and_ranks_the_other_language(train):
-    rows = train.systems
-    assert list(rows) == ["BM25", "DPR-XM", "ColBERT-XM", "ColBERT-XM with English adapters"]
+    names = ["BM25", "DPR-XM", "ColBERT-XM", "ColBERT-XM with English adapters"]
+    rows = {name: train.systems[name] for name in names}
     scores = {lang: {name: mrr(row, toy_collection(lang)) for name, row in rows.items()} for lang in SAYS}
     assert scores["en"]["ColBERT-XM"] > 0.9
     assert scores["sw"]["ColBERT-XM"] != scores["sw"]["ColBERT-XM with English adapters"]  # a text is routed
@@ -129,15 +129,6 @@ def test_a_first_rounds_model_can_mine_for_the_second(train):
     examples = pipeline.triples(c, first, per_query=2, depth=5)
     assert len(examples) == 2 * len(c.queries)
     assert all(pair[1] != pair[2] for pair in examples.rows_E3.tolist())
-
-
-def test_systems_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="kind 'bert'; have: bm25, dpr-xm, colbert-xm"):
-        System("x", "bert")
-    with pytest.raises(ValueError, match="a dpr-xm system needs a model"):
-        System("x", "dpr-xm")
-    with pytest.raises(ValueError, match="engine 'fast'; have: plaid, exact"):
-        System("x", "colbert-xm", tmp_path, engine="fast")
 
 
 def test_an_unknown_language_names_those_the_encoder_has(train):
