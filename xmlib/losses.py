@@ -1,7 +1,11 @@
-"""What training minimises: the pairwise loss (Eq. 7), the in-batch loss (Eq. 8) and their sum (Eq. 6).
+"""What training minimises: the pairwise loss (Eq. 7), the in-batch loss (Eq. 8) and their sum (Eq. 6); distillation.
 
 All take one matrix of scores, `scores_AB`: queries × every passage of the batch. It is query-major: with N passages per
 query, those of query i are columns i·N … i·N + N - 1, its positive first, its hard negatives behind.
+
+Beyond the paper, which trains on labels alone: `kl` (ColBERTv2, Santhanam et al., 2022) and `margin_mse` (Hofstätter
+et al., 2020); `distilled` adds in-batch negatives to either. They take a teacher's scores, `teacher_AN`, of each
+query's own passages in the same order.
 """
 
 import torch
@@ -10,9 +14,8 @@ import torch.nn.functional as F
 
 def pairwise(scores_AB: torch.Tensor) -> torch.Tensor:
     """Eq. 7: softmax cross-entropy of each query's positive against its own hard negatives. Returns a scalar."""
-    A, B = scores_AB.shape
-    own_AN = scores_AB.view(A, A, B // A).diagonal().T
-    return F.cross_entropy(own_AN, torch.zeros(A, dtype=torch.int64, device=scores_AB.device))
+    own_AN = _own(scores_AB)
+    return F.cross_entropy(own_AN, torch.zeros(len(own_AN), dtype=torch.int64, device=scores_AB.device))
 
 
 def in_batch(scores_AB: torch.Tensor, own_negatives: bool = True) -> torch.Tensor:
@@ -35,6 +38,28 @@ def total(scores_AB: torch.Tensor, own_negatives: bool = True) -> torch.Tensor:
     return pairwise(scores_AB) + in_batch(scores_AB, own_negatives)
 
 
+def kl(scores_AB: torch.Tensor, teacher_AN: torch.Tensor) -> torch.Tensor:
+    """KL divergence of the student's softmax over a query's own passages from the teacher's, the mean over queries."""
+    student_AN = _own(scores_AB, teacher_AN).log_softmax(1)
+    return F.kl_div(student_AN, teacher_AN.float().log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def margin_mse(scores_AB: torch.Tensor, teacher_AN: torch.Tensor) -> torch.Tensor:
+    """Squared error of the margins between a query's positive and each of its negatives; the mean over all margins."""
+    own_AN = _own(scores_AB, teacher_AN)
+    return F.mse_loss(own_AN[:, :1] - own_AN[:, 1:], (teacher_AN[:, :1] - teacher_AN[:, 1:]).float())
+
+
+DISTILLATION = {"kl": kl, "margin-mse": margin_mse}
+
+
+def distilled(scores_AB: torch.Tensor, teacher_AN: torch.Tensor, kind: str = "kl") -> torch.Tensor:
+    """`kind` plus Eq. 8 against the passages of other queries; a query's own ones are judged by the teacher alone."""
+    if kind not in DISTILLATION:
+        raise ValueError(f"distillation is {kind!r}; have: {', '.join(DISTILLATION)}")
+    return DISTILLATION[kind](scores_AB, teacher_AN) + in_batch(scores_AB, own_negatives=False)
+
+
 def vocabulary(
     hidden_RH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor, target_R: torch.Tensor
 ) -> torch.Tensor:
@@ -45,6 +70,16 @@ def vocabulary(
     if torch.is_autocast_enabled(hidden_RH.device.type):
         return F.cross_entropy(F.linear(hidden_RH, weight_VH, bias_V), target_R)
     return _Vocabulary.apply(hidden_RH, weight_VH, bias_V, target_R)
+
+
+def _own(scores_AB: torch.Tensor, teacher_AN: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores of every query with its own passages alone. Returns (A, N)."""
+    A, B = scores_AB.shape
+    if teacher_AN is not None and teacher_AN.shape != (A, B // A):
+        raise ValueError(
+            f"teacher scores are {tuple(teacher_AN.shape)}; {A} queries with {B // A} passages each are scored"
+        )
+    return scores_AB.view(A, A, B // A).diagonal().T
 
 
 class _Vocabulary(torch.autograd.Function):

@@ -11,7 +11,9 @@ The language of every text is an argument. Nothing here guesses it, and `config.
 Axes:  T tokens of the stream · B sequences · N sequences of one attention bucket · L their padded length · H hidden
 """
 
+import copy
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +44,8 @@ class Packing:
     buckets: list[Bucket]
     rows_P: torch.Tensor | None  # slot -> stream row, any row for padding; None where slots and rows are the same
     slot_T: torch.Tensor  # stream row -> slot
+    starts_B1: torch.Tensor | None  # int32, first row of each sequence and the end; None where keys are masked
+    longest: int  # tokens of the longest sequence
     kept_K: torch.Tensor | None  # stream rows that leave the last layer; None: all
     kept_spans: list[tuple[str, int, int]]  # spans of those rows
     restore_K: torch.Tensor | None  # row of the result -> row that left the last layer; None where they are the same
@@ -115,6 +119,8 @@ def pack(
         buckets,
         None if same else on_device(rows_P),
         on_device(slot_T),
+        None if attended_T is not None else on_device(F.pad(lengths.cumsum(0), (1, 0)).int()),
+        int(lengths.max()),
         on_device(kept),
         kept_spans,
         None if kept_order is None else on_device(kept_order.argsort()),
@@ -165,6 +171,28 @@ def encode(
     return x_KH if packing.restore_K is None else x_KH[packing.restore_K]
 
 
+def lowered(model: XmodModel, precision: str) -> XmodModel:
+    """A copy for inference on a CPU whose matrix products run in `precision`: "bfloat16" or "int8". Goes into `encode`.
+
+    All but the weights of linear maps is shared with `model`, which stays as it is. bfloat16 pays where there are units
+    for it (AMX, AVX512-BF16), int8 where there are none. int8 rounds the weights once, with a scale per output channel,
+    and the inputs of every call to 7 bits, because AVX2's products of full bytes can overflow.
+    """
+    maps = {"bfloat16": _Bfloat16Linear, "int8": _Int8Linear}
+    if precision not in maps:
+        raise ValueError(f"precision is {precision!r}; have: {', '.join(maps)}")
+
+    def convert(module: torch.nn.Module) -> torch.nn.Module:
+        if isinstance(module, torch.nn.Linear):
+            return maps[precision](module)
+        twin = copy.copy(module)
+        twin._modules = {name: convert(child) for name, child in module._modules.items() if child is not None}
+        return twin
+
+    with torch.no_grad():
+        return convert(model).eval()
+
+
 def freeze_for_finetuning(model: XmodModel) -> None:
     """Freeze embeddings and every language adapter; the shared weights stay trainable (paper, Figure 1b).
 
@@ -186,12 +214,12 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -
     spans = packing.kept_spans if is_last else packing.spans
     if is_last and packing.kept_K is not None:
         x_TH, mixed_TH = x_TH[packing.kept_K], mixed_TH[packing.kept_K]
-    x_TH = x_TH + attention.dropout(attention.dense(mixed_TH))
+    x_TH = _add(attention.dropout(attention.dense(mixed_TH)), x_TH)
     if not layer.pre_norm:
         x_TH = attention.LayerNorm(x_TH)
 
     inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
-    x_TH = x_TH + output.dropout(output.dense(layer.intermediate(inner_TH)))
+    x_TH = _add(output.dropout(output.dense(layer.intermediate(inner_TH))), x_TH)
 
     residual_TH = x_TH
     if output.adapter_layer_norm is not None:
@@ -200,15 +228,21 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -
         x_TH = output.LayerNorm(x_TH)
     if output.ln_before_adapter:
         residual_TH = x_TH
-    x_TH = residual_TH + output.dropout(_adapt(output.adapter_modules, x_TH, spans))
+    x_TH = _add(output.dropout(_adapt(output.adapter_modules, x_TH, spans)), residual_TH)
     return x_TH if layer.pre_norm else output.LayerNorm(x_TH)
+
+
+def _add(y_TH: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
+    """Their sum, in place of the first where that has the type of the result: under autocast it may have fewer bits."""
+    return y_TH.add_(residual_TH) if y_TH.dtype == residual_TH.dtype else y_TH + residual_TH
 
 
 def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> torch.Tensor:
     """Each span of the stream through the adapter of its language. Returns (T, H)."""
     if len(spans) == 1:
         return adapters[spans[0][0]](x_TH)
-    if torch.is_autocast_enabled(x_TH.device.type):  # which casts what `_GroupedLinear` would not
+    # Without gradients there is no graph to keep small; autocast casts what `_GroupedLinear` would not.
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x_TH.device.type):
         return torch.cat([adapters[name](x_TH[first:last]) for name, first, last in spans])
     used = [adapters[name] for name, _, _ in spans]
     rows = [slice(first, last) for _, first, last in spans]
@@ -222,19 +256,42 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     heads, width = attention.num_attention_heads, attention.attention_head_size
     dropout = attention.dropout.p if attention.training else 0.0
     three = (attention.query, attention.key, attention.value)
-    qkv_PH = F.linear(x_TH, torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
-    if packing.rows_P is not None:
-        qkv_PH = _Spread.apply(qkv_PH, packing)
+    if torch.is_grad_enabled():  # one product each way; joining the weights costs less than it saves
+        qkv_TH = F.linear(x_TH, torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
+        if _ragged(qkv_TH, dropout, packing):
+            q, k, v = qkv_TH.view(-1, 3, heads, width).unbind(1)
+            return _attend_ragged(q, k, v, packing, attention.scaling)
+        qkv_PH = qkv_TH if packing.rows_P is None else _Spread.apply(qkv_TH, packing)
+        parts = qkv_PH.unflatten(1, (3, -1)).unbind(1)
+    else:
+        parts = [p(x_TH) for p in three]
+        if _ragged(parts[0], dropout, packing):
+            return _attend_ragged(*(part_TH.view(-1, heads, width) for part_TH in parts), packing, attention.scaling)
+        if packing.rows_P is not None:
+            parts = [part_TH.index_select(0, packing.rows_P) for part_TH in parts]
+    slots = [N * L for N, L in (bucket.shape for bucket in packing.buckets)]
     mixed = []
-    parts = qkv_PH.split([N * L for N, L in (bucket.shape for bucket in packing.buckets)])
-    for bucket, part_PH in zip(packing.buckets, parts, strict=True):
+    for bucket, *qkv in zip(packing.buckets, *(part_PH.split(slots) for part_PH in parts), strict=True):
         N, L = bucket.shape
-        q, k, v = part_PH.view(N, L, 3, heads, width).permute(2, 0, 3, 1, 4)
+        q, k, v = (y_PH.view(N, L, heads, width).transpose(1, 2) for y_PH in qkv)
         mask = None if bucket.keys_NL is None else bucket.keys_NL[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attention.scaling)
         mixed.append(y.transpose(1, 2).reshape(N * L, heads * width))
     y_PH = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return y_PH if packing.rows_P is None else _Collect.apply(y_PH, packing)
+
+
+def _ragged(x_TH: torch.Tensor, dropout: float, packing: Packing) -> bool:
+    """Whether PyTorch's attention over sequences without padding can be used: on CUDA, in 16 bits, without dropout."""
+    return x_TH.is_cuda and x_TH.dtype != torch.float32 and dropout == 0 and packing.starts_B1 is not None
+
+
+def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
+    """Attention of (T, heads, width) within each sequence, on the stream as it is. Returns (T, H)."""
+    from torch.nn.attention.varlen import varlen_attn  # not at import: it looks for a GPU's libraries
+
+    starts, longest = packing.starts_B1, packing.longest
+    return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale).flatten(1)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -294,3 +351,33 @@ class _Collect(torch.autograd.Function):
     def backward(ctx, gradient_TH):
         gradient_PH = gradient_TH.new_zeros(ctx.slots, gradient_TH.shape[1])
         return gradient_PH.index_copy_(0, ctx.packing.slot_T, gradient_TH), None
+
+
+class _Bfloat16Linear(torch.nn.Module):
+    """A linear map whose weight is rounded once; the result stays bfloat16, sums and norms around it are float32."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight.bfloat16(), linear.bias.bfloat16()
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI.bfloat16(), self.weight, self.bias)
+
+
+class _Int8Linear(torch.nn.Module):
+    """A linear map in bytes: weights with one scale per output channel, inputs with one scale per call."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        weight, bias = linear.weight.detach(), linear.bias.detach()
+        scale_O = weight.abs().amax(1).clamp(min=1e-12) / 127
+        zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+        with (
+            warnings.catch_warnings()
+        ):  # from 2.13 on PyTorch means to drop quantised tensors, but has no other int8 map
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel")
+            rounded = torch.quantize_per_channel(weight, scale_O, zero_O, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(x_TI, self.packed, True)

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xmlib.data.collection import Collection
-from xmlib.evaluation import Run
+
+if TYPE_CHECKING:  # training needs triples on machines that have no pandas
+    from xmlib.evaluation import Run
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Tuples:
         return len(self.rows_EM)
 
 
-def mine(collection: Collection, run: Run, per_query: int = 4, depth: int = 50, seed: int = 42) -> np.ndarray:
+def mine(collection: Collection, run: "Run", per_query: int = 4, depth: int = 50, seed: int = 42) -> np.ndarray:
     """Rows of triples whose negatives come from the first `depth` results of `run`. Returns (examples, 3) int64.
 
     `run` is any ranking of the collection's queries: BM25's, or that of a model of a first round. Every relevant
