@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xmlib import scoring
 from xmlib.scoring import cosine, maxsim, maxsim_packed
 
 
@@ -121,3 +122,32 @@ def test_cosine_ignores_length_and_gives_a_zero_vector_zero():
     q = torch.tensor([[3.0, 4.0]])
     d = torch.tensor([[6.0, 8.0], [-3.0, -4.0], [4.0, -3.0], [0.0, 0.0]])
     assert cosine(q, d).tolist() == [pytest.approx([1.0, -1.0, 0.0, 0.0], abs=1e-6)]
+
+
+def test_the_gradient_equals_that_of_the_plain_tensor_whatever_the_tile(monkeypatch):
+    arrays = random_case(4, lengths=(5, 1, 3, 4, 2))[:4]
+    q_ASH, q_mask_AS, d_BTH, d_mask_BT = map(torch.from_numpy, arrays)
+    weight_AB = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+
+    def plain(q_ASH, d_BTH, q_mask_AS, d_mask_BT):
+        sim_ABST = torch.einsum("ash,bth->abst", q_ASH, d_BTH).masked_fill(~d_mask_BT[None, :, None], -torch.inf)
+        return sim_ABST.amax(-1).masked_fill(~q_mask_AS[:, None], 0.0).sum(-1)
+
+    def scores_and_gradients(score):
+        q, d = q_ASH.clone().requires_grad_(), d_BTH.clone().requires_grad_()
+        score_AB = score(q, d, q_mask_AS, d_mask_BT)
+        (score_AB * weight_AB).sum().backward()
+        return score_AB.detach(), q.grad, d.grad
+
+    expected = scores_and_gradients(plain)
+    for tile in (1, 3 * 4 * 5 * 2, scoring.TILE):  # one document at a time, two, all
+        monkeypatch.setattr(scoring, "TILE", tile)
+        torch.testing.assert_close(scores_and_gradients(maxsim), expected)
+
+
+def test_an_empty_document_sends_no_gradient():
+    q, d = torch.ones(1, 2, 3, requires_grad=True), torch.ones(2, 2, 3, requires_grad=True)
+    mask = torch.tensor([[True, True], [False, False]])
+    maxsim(q, d, torch.ones(1, 2, dtype=torch.bool), mask)[0, 0].backward()
+    assert torch.equal(q.grad, torch.ones(1, 2, 3))
+    assert (d.grad[1] == 0).all()

@@ -1,5 +1,10 @@
 """Training: the schedule, learning something, freezing, and going on after a kill to the same weights, bit for bit."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +12,7 @@ import torch
 from tests import toys
 from xmlib import training
 from xmlib.models import ColbertXM, DprXM
+from xmlib.paths import ROOT
 from xmlib.tokens import Layout
 from xmlib.training import Loop, Recipe, batch_rows
 
@@ -110,3 +116,76 @@ def test_bad_recipes_raise():
         Recipe(steps=0)
     with pytest.raises(ValueError, match=r"warmup is 10\.0; it is a share"):
         Recipe(warmup=10.0)
+
+
+@pytest.mark.parametrize("kind, scale", [(ColbertXM, 1.0), (DprXM, 20.0)])
+def test_a_batch_in_chunks_trains_like_the_whole_batch_dropout_included(kind, scale):
+    # One chunk more than the batch has texts is no chunk at all; with dropout only that keeps the same random numbers.
+    logs = [loop_of(toys.model(kind, layout=LAYOUT), scale=scale, chunk=chunk).run() for chunk in (None, 4, 1)]
+    for log in logs[1:]:
+        assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in logs[0]], rel=1e-4)
+    noisy = toys.model(kind, layout=LAYOUT, changes=dict(hidden_dropout_prob=0.2))
+    before = [r["loss"] for r in loop_of(noisy, scale=scale, chunk=4).run()]
+    noisy = toys.model(kind, layout=LAYOUT, changes=dict(hidden_dropout_prob=0.2))
+    assert [r["loss"] for r in loop_of(noisy, scale=scale, chunk=4).run()] == before
+
+
+def test_accumulated_batches_are_one_step_with_the_mean_of_their_losses():
+    losses_of = {}
+    for accumulate, steps in ((1, 4), (2, 2)):
+        recipe = Recipe(steps=steps, batch_size=6, peak_rate=0.0, seed=7)  # the weights stay: losses can be compared
+        log = loop_of(toys.model(ColbertXM, layout=LAYOUT), recipe=recipe, accumulate=accumulate).run()
+        losses_of[accumulate] = [r["loss"] for r in log]
+    assert losses_of[2] == pytest.approx(np.reshape(losses_of[1], (2, 2)).mean(1).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("distillation", ["kl", "margin-mse"])
+def test_distillation_teaches_the_order_of_its_teacher(distillation):
+    triples = toys.triples()
+    teacher = np.tile(np.array([[0.0, 4.0]], dtype=np.float32), (len(triples), 1))  # prefers what the labels do not
+    model = toys.model(ColbertXM, layout=LAYOUT)
+    recipe = Recipe(steps=60, batch_size=2, peak_rate=3e-3, seed=1)
+    log = training.finetune(model, triples, recipe, progress=False, teacher_EN=teacher, distillation=distillation).run()
+    assert np.mean([r["loss"] for r in log[-10:]]) < 0.8 * np.mean([r["loss"] for r in log[:10]])
+
+
+SHARED = """
+import json, sys
+import torch
+from tests import toys
+from xmlib import models, training
+from xmlib.tokens import Layout
+from xmlib.training import Recipe
+
+kind = getattr(models, sys.argv[1])
+model = toys.model(kind, layout=Layout(query_length=12, passage_length=16))
+recipe = Recipe(steps=4, batch_size=6, peak_rate=1e-3, seed=7)
+log = training.finetune(model, toys.triples(), recipe, progress=False, scale=float(sys.argv[2])).run()
+if training._rank() == 0:
+    total = sum(p.double().abs().sum().item() for p in model.parameters())
+    print(json.dumps([[record["loss"] for record in log], total]))
+if training._processes() > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("kind, scale", [("ColbertXM", "1"), ("DprXM", "20")])
+def test_two_processes_train_like_one_with_the_same_batch(tmp_path, kind, scale):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    outcomes = []
+    for launcher in ([], launch):
+        command = [sys.executable, *launcher, str(script), kind, scale]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        outcomes.append(json.loads(done.stdout))
+    assert outcomes[1][0] == pytest.approx(outcomes[0][0], rel=1e-5)
+    assert outcomes[1][1] == pytest.approx(outcomes[0][1], rel=1e-6)
+
+
+def test_a_batch_that_processes_cannot_share_equally_raises(monkeypatch):
+    monkeypatch.setattr(training, "_processes", lambda: 4)
+    with pytest.raises(ValueError, match="6 texts of a batch cannot be shared equally by 4 processes"):
+        training._share(6)

@@ -151,3 +151,71 @@ def test_encoding_one_language_leaves_every_weight_untouched():
     with torch.no_grad():
         xmod.encode(model, torch.cat(texts_of([9])), [9], "sw")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_wanted_rows_alone_are_what_they_are_among_all_with_the_same_gradients(pre_norm):
+    model = small_model(pre_norm=pre_norm)
+    lengths, langs = [7, 1, 19, 12], ["sw_KE", "en_XX", "sw_KE", "ar_AR"]
+    ids = torch.cat(texts_of(lengths))
+    wanted = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(1)) < 0.3
+    wanted[7] = False  # the only token of English: a language none of whose tokens is asked for
+    outcomes = []
+    for alone in (True, False):
+        model.zero_grad()
+        hidden = xmod.encode(model, ids, lengths, langs, wanted_T=wanted if alone else None)
+        hidden = hidden if alone else hidden[wanted]
+        hidden.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if not name.endswith("key.bias")}
+        outcomes.append(
+            [hidden.detach(), {n: torch.zeros(()) if g is None else g.clone() for n, g in gradients.items()}]
+        )
+    torch.testing.assert_close(outcomes[0][0], outcomes[1][0])
+    for name, gradient in outcomes[0][1].items():
+        scale = outcomes[1][1][name].abs().max().item()
+        difference = (gradient - outcomes[1][1][name]).abs().max().item()
+        assert difference <= 1e-4 * scale + 1e-6, name
+
+
+def test_lowered_products_stay_near_float32_and_leave_the_model_as_it_is():
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lengths, langs = [9, 4, 17], ["en_XX", "sw_KE", "ar_AR"]
+    ids = torch.cat(texts_of(lengths))
+    with torch.no_grad():
+        expected = xmod.encode(model, ids, lengths, langs)
+        for precision in ("bfloat16", "int8"):
+            found = xmod.encode(xmod.lowered(model, precision), ids, lengths, langs).float()
+            cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+            assert cosine.min() > 0.99, precision
+            assert not torch.equal(found, expected)
+        assert torch.equal(xmod.encode(model, ids, lengths, langs), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_unknown_precision_raises_with_those_there_are():
+    with pytest.raises(ValueError, match="precision is 'int4'; have: bfloat16, int8"):
+        xmod.lowered(small_model(), "int4")
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_attention_on_the_stream_equals_attention_in_buckets(monkeypatch, gradients):
+    """The path for CUDA, with PyTorch's kernel replaced by its definition: one softmax per sequence."""
+
+    def varlen_attn(q, k, v, starts, starts_k, longest, longest_k, *, scale):
+        assert starts.dtype == torch.int32 and longest == max(lengths) and starts is starts_k
+        mixed = []
+        for first, last in itertools.pairwise(starts.tolist()):
+            weight = torch.einsum("qhw,khw->hqk", q[first:last], k[first:last]).mul(scale).softmax(-1)
+            mixed.append(torch.einsum("hqk,khw->qhw", weight, v[first:last]))
+        return torch.cat(mixed)
+
+    import torch.nn.attention.varlen
+
+    model, lengths, langs = small_model(), [9, 4, 17, 5], ["sw", "en", "sw", "ar"]
+    ids = torch.cat(texts_of(lengths))
+    with torch.set_grad_enabled(gradients):
+        expected = xmod.encode(model, ids, lengths, langs)
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_attn)
+        monkeypatch.setattr(xmod, "_ragged", lambda *_: True)
+        torch.testing.assert_close(xmod.encode(model, ids, lengths, langs), expected, atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, XmodConfig, XmodForMaskedLM
 
-from xmlib import xmod
+from xmlib import losses, xmod
 from xmlib.languages import adapter_name
 from xmlib.tokens import Layout, Tokens, stream, tokenize_passages
 from xmlib.training import Loop, Recipe
@@ -122,10 +122,13 @@ def pretrain(
         lengths_B = np.concatenate([part.lengths_B for _, part in parts]).tolist()
         langs_B = [lang for lang, part in parts for _ in range(len(part))]
         inputs_T, chosen = mask_tokens(ids_T, tokenizer.mask_token_id, specials, rng)
-        device = model.lm_head.bias.device
-        hidden_TH = xmod.encode(model.roberta, torch.from_numpy(inputs_T), lengths_B, langs_B)
-        logits = model.lm_head(hidden_TH[torch.from_numpy(chosen).to(device)])
-        return F.cross_entropy(logits, torch.from_numpy(ids_T[chosen]).to(device))
+        wanted_T = torch.zeros(len(ids_T), dtype=torch.bool)
+        wanted_T[chosen] = True
+        hidden_RH = xmod.encode(model.roberta, torch.from_numpy(inputs_T), lengths_B, langs_B, wanted_T=wanted_T)
+        head = model.lm_head
+        hidden_RH = head.layer_norm(F.gelu(head.dense(hidden_RH)))
+        target_R = torch.from_numpy(ids_T[chosen]).to(hidden_RH.device)
+        return losses.vocabulary(hidden_RH, head.decoder.weight, head.decoder.bias, target_R)
 
     return Loop(model, loss_of, recipe, checkpoint, title="pre-train X-MOD", progress=progress)
 

@@ -10,8 +10,13 @@ Everything that scores (losses, index, evaluation) calls this module; nothing el
 expected to be of unit length, as the models return them, so that the inner product is the cosine.
 """
 
+import importlib.util
+from functools import cache
+
 import numpy as np
 import torch
+
+TILE = 2**24  # similarities held at once, 64 MiB in float32
 
 
 def maxsim(q_ASH: torch.Tensor, d_BTH: torch.Tensor, q_mask_AS: torch.Tensor, d_mask_BT: torch.Tensor) -> torch.Tensor:
@@ -21,13 +26,12 @@ def maxsim(q_ASH: torch.Tensor, d_BTH: torch.Tensor, q_mask_AS: torch.Tensor, d_
     Masked query tokens are filled after the max, because 0 times -inf is NaN. The sum over S runs in float32: at
     scores of 16-32 a bfloat16 step is 0.125. A document with no real token scores -inf.
     """
-    A, S, H = q_ASH.shape
-    B, T, _ = d_BTH.shape
-    # One plain matrix product: the einsum over four axes takes a slower, batched path on the CPU.
-    sim_ASBT = (q_ASH.reshape(A * S, H) @ d_BTH.reshape(B * T, H).T).view(A, S, B, T)
-    sim_ASBT = sim_ASBT.masked_fill(~d_mask_BT[None, None], -torch.inf)
-    best_ASB = sim_ASBT.amax(dim=-1).float()
-    score_AB = best_ASB.masked_fill(~q_mask_AS[:, :, None], 0.0).sum(dim=1)
+    if q_ASH.is_cuda and _fused_kernels():
+        from late_interaction_kernels import maxsim as fused
+
+        score_AB = fused(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
+    else:
+        score_AB = _TiledMaxsim.apply(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
     return score_AB.masked_fill(~d_mask_BT.any(dim=-1), -torch.inf)  # even for a query with no real token
 
 
@@ -57,3 +61,61 @@ def maxsim_packed(
 def cosine(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
     """Cosine of every pooled query with every pooled document. Returns (A, B), float32. A zero vector scores 0."""
     return torch.nn.functional.normalize(q_AH.float(), dim=-1) @ torch.nn.functional.normalize(d_BH.float(), dim=-1).T
+
+
+def inner(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
+    """Inner product of every pooled query with every pooled document: the cosine where both are of unit length."""
+    return q_AH.float() @ d_BH.float().T
+
+
+@cache
+def _fused_kernels() -> bool:
+    """Whether the Triton kernels of late-interaction-kernels are installed."""
+    return importlib.util.find_spec("late_interaction_kernels") is not None
+
+
+class _TiledMaxsim(torch.autograd.Function):
+    """MaxSim over a few documents at a time: the similarities of all, A x B x S x T, are never held together.
+
+    For the gradient it keeps which document token won, (A x S, B). A tile's gradient is then a matrix of A x S rows
+    with one entry per document, and both gradients are products with it: deterministic, and as fast as going forward.
+    """
+
+    @staticmethod
+    def forward(ctx, q_ASH, d_BTH, q_mask_AS, d_mask_BT):
+        (A, S, H), (B, T, _) = q_ASH.shape, d_BTH.shape
+        q_QH = q_ASH.reshape(A * S, H)
+        score_AB = torch.empty(A, B, device=q_ASH.device)
+        won_QB = torch.empty(A * S, B, dtype=torch.int32, device=q_ASH.device)
+        for tile in _tiles(A * S * T, B):
+            # One plain matrix product: an einsum over four axes takes a slower, batched path on the CPU.
+            sim_QNT = (q_QH @ d_BTH[tile].flatten(0, 1).T).view(A * S, -1, T)
+            sim_QNT.masked_fill_(~d_mask_BT[tile], -torch.inf)
+            best_QN, won_QB[:, tile] = sim_QNT.max(dim=-1)
+            best_ASN = best_QN.float().view(A, S, -1).masked_fill(~q_mask_AS[:, :, None], 0.0)
+            score_AB[:, tile] = best_ASN.sum(dim=1)
+        ctx.save_for_backward(q_ASH, d_BTH, q_mask_AS, won_QB)
+        return score_AB
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient_AB):
+        q_ASH, d_BTH, q_mask_AS, won_QB = ctx.saved_tensors
+        (A, S, H), (B, T, _) = q_ASH.shape, d_BTH.shape
+        q_QH = q_ASH.reshape(A * S, H)
+        gradient_QB = (gradient_AB[:, None] * q_mask_AS[:, :, None]).view(A * S, B).to(q_QH.dtype)
+        q_gradient_QH, d_gradient_BTH = torch.zeros_like(q_QH), torch.empty_like(d_BTH)
+        for tile in _tiles(A * S * T, B):
+            part_QN = gradient_QB[:, tile]
+            one_QNT = part_QN.new_zeros(*part_QN.shape, T)
+            one_QNT.scatter_(2, won_QB[:, tile, None].long(), part_QN[:, :, None])
+            one_QP = one_QNT.flatten(1)
+            q_gradient_QH += one_QP @ d_BTH[tile].flatten(0, 1)
+            d_gradient_BTH[tile] = (one_QP.T @ q_QH).view(-1, T, H)
+        return q_gradient_QH.view(A, S, H), d_gradient_BTH, None, None
+
+
+def _tiles(per_document: int, documents: int) -> list[slice]:
+    """Cuts of the documents, each of at most TILE similarities or of one document."""
+    step = max(1, TILE // max(per_document, 1))
+    return [slice(first, first + step) for first in range(0, documents, step)]

@@ -3,24 +3,31 @@
 `Loop` is an iterator over steps that any loss can use (fine-tuning here, masked-LM in `pretraining`). It owns AdamW,
 the linear warm-up and decay, gradient clipping, and a checkpoint file from which it goes on to the same weights, bit
 for bit on a CPU, because everything random in step i is seeded with (seed, i).
+
+Under `torchrun` every process encodes its share of a batch, gathers the vectors of all, computes the loss of the whole
+batch and lets the gradient through its own vectors alone. The sum over processes is then the gradient of the whole
+batch, with the in-batch negatives of other processes, as if one had done it all.
 """
 
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from xmlib import losses
 from xmlib.data.triples import Triples
-from xmlib.models import ColbertXM, Retriever, compute_dtype
-from xmlib.scoring import cosine, maxsim
-from xmlib.tokens import Tokens, concatenate, tokenize_passages, tokenize_queries
+from xmlib.models import Retriever, SingleVector, compute_dtype
+from xmlib.scoring import inner, maxsim
+from xmlib.tokens import Tokens, concatenate
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Loop:
 
     `loss_of(step)` builds the loss of one step. With a `checkpoint` path the state is kept there every
     `recipe.checkpoint_every` steps, atomically, and a new Loop over the same model, recipe and path goes on from it.
+    With `accumulate` a step adds up the gradients of so many losses, numbered through, and minimises their mean. With
+    `shared` every process of a group holds a part of the gradient, and they are added up.
     """
 
     def __init__(
@@ -66,8 +75,11 @@ class Loop:
         checkpoint: str | Path | None = None,
         title: str = "train",
         progress: bool = True,
+        accumulate: int = 1,
+        shared: bool = False,
     ):
         self.model, self.loss_of, self.recipe = model, loss_of, recipe
+        self.accumulate, self.shared = accumulate, shared
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.title, self.progress = title, progress
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -84,40 +96,72 @@ class Loop:
         return len(self.log)
 
     def __iter__(self) -> Iterator[dict]:
+        return self._steps(self.recipe.steps)
+
+    def _steps(self, stop: int) -> Iterator[dict]:
         recipe, device = self.recipe, next(self.model.parameters()).device
-        dtype = compute_dtype(device)
         self.model.train()
         bar = tqdm(total=recipe.steps, initial=self.step, desc=self.title, unit="step", disable=not self.progress)
+        launched, waiting = self.step, deque()
         with bar:
-            while self.step < recipe.steps:
-                began, step = time.perf_counter(), self.step
-                torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout: the same after a resume
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = self.loss_of(step)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.trained.values(), recipe.clip)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = recipe.rate(step)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                if not math.isfinite(value := loss.item()):
-                    raise FloatingPointError(f"{self.title}: the loss of step {step} is {value}")
-                seconds = time.perf_counter() - began
-                self.log.append({"step": step, "loss": value, "rate": recipe.rate(step), "seconds": seconds})
-                bar.update()
-                bar.set_postfix(loss=f"{value:.3f}", rate=f"{recipe.rate(step):.1e}", refresh=False)
-                if self.checkpoint is not None and self.step % recipe.checkpoint_every == 0:
-                    self._save()
-                yield self.log[-1]
+            while launched < stop:
+                began = time.perf_counter()
+                waiting.append(self._launch(launched))
+                launched += 1
+                whole = launched == stop or launched % recipe.checkpoint_every == 0
+                # A loss is read one step late on a GPU, which so has the next step to do while the host waits.
+                while len(waiting) > (0 if whole or device.type == "cpu" else 1):
+                    step, (loss, copied) = self.step, waiting.popleft()
+                    if copied is not None:
+                        copied.synchronize()
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        raise FloatingPointError(f"{self.title}: the loss of step {step} is {value}")
+                    seconds, began = time.perf_counter() - began, time.perf_counter()
+                    self.log.append({"step": step, "loss": value, "rate": recipe.rate(step), "seconds": seconds})
+                    bar.update()
+                    bar.set_postfix(loss=f"{value:.3f}", rate=f"{recipe.rate(step):.1e}", refresh=False)
+                    if self.checkpoint is not None and self.step % recipe.checkpoint_every == 0:
+                        self._save()
+                    yield self.log[-1]
         self.model.eval()
 
-    def run(self) -> list[dict]:
-        """All remaining steps; returns the log."""
-        for _ in self:
+    def _launch(self, step: int) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Do one step, on a GPU without waiting for it. Returns its loss on the host, and the event that it came."""
+        recipe, device = self.recipe, next(self.model.parameters()).device
+        dtype = compute_dtype(device)
+        torch.manual_seed(recipe.seed * 1_000_003 + step + 31 * _rank())  # dropout: the same after a resume
+        total = torch.zeros((), device=device)
+        for part in range(self.accumulate):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = self.loss_of(step * self.accumulate + part) / self.accumulate
+            loss.backward()
+            total += loss.detach()
+        if self.shared:
+            _add_up([p.grad for p in self.trained.values()])
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if device.type == "cpu":
+            return total, None
+        copied = torch.cuda.Event()
+        total = total.to("cpu", non_blocking=True)
+        copied.record()
+        return total, copied
+
+    def run(self, stop: int | None = None) -> list[dict]:
+        """All remaining steps, or those up to step `stop`, where the state is kept; returns the log."""
+        for _ in self._steps(stop or self.recipe.steps):
             pass
+        if stop is not None and self.checkpoint is not None:
+            self._save()
         return self.log
 
     def _save(self) -> None:
+        if self.shared and _rank() > 0:
+            return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         beside = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         state = {"weights": self.trained, "optimizer": self.optimizer.state_dict(), "log": self.log}
@@ -143,31 +187,75 @@ def finetune(
     own_negatives: bool = True,
     scale: float = 1.0,
     progress: bool = True,
+    teacher_EN: np.ndarray | None = None,
+    distillation: str = "kl",
+    chunk: int | None = None,
+    accumulate: int = 1,
 ) -> Loop:
     """The loop that fine-tunes a retriever on triples with Eq. 6; iterate over it, or call its `run`.
 
-    `scale` multiplies the scores before the softmax: 1 for MaxSim (a sum over n tokens), 20 for a cosine.
+    `scale` multiplies the scores before the softmax: 1 for MaxSim (a sum over n tokens), 20 for a cosine. With
+    `teacher_EN`, a teacher's scores of every example's passages, the loss is `losses.distilled` of that kind instead.
+    For batches larger than memory, `chunk` texts are encoded at a time, and once more for their gradient, which is that
+    of the whole batch (GradCache, Gao et al., 2021); `accumulate` batches make a step, each with negatives of its own.
     """
-    queries = tokenize_queries(model.tokenizer, triples.queries, model.layout)
-    passages = tokenize_passages(model.tokenizer, triples.passages, model.layout)
+    queries, passages = model.tokenize_queries(triples.queries), model.tokenize_passages(triples.passages)
     model.prepare_for_finetuning()
+    join_processes()
 
     def loss_of(step: int) -> torch.Tensor:
-        rows_A3 = triples.rows_E3[batch_rows(len(triples), recipe.batch_size, step, recipe.seed)]
+        rows = batch_rows(len(triples), recipe.batch_size, step, recipe.seed)
+        rows_A3 = triples.rows_E3[rows]
         q, d = queries.take(rows_A3[:, 0]), passages.take(rows_A3[:, 1:].ravel())
-        return losses.total(scale * batch_scores(model, q, d, triples.lang), own_negatives)
+        scores_AB = scale * batch_scores(model, q, d, triples.lang, chunk)
+        if teacher_EN is None:
+            return losses.total(scores_AB, own_negatives)
+        teacher_AN = torch.from_numpy(teacher_EN[rows]).to(scores_AB.device, non_blocking=True)
+        return losses.distilled(scores_AB, teacher_AN, distillation)
 
-    return Loop(model, loss_of, recipe, checkpoint, title=f"fine-tune {model.kind}", progress=progress)
+    title = f"fine-tune {model.kind}"
+    return Loop(model, loss_of, recipe, checkpoint, title, progress and _rank() == 0, accumulate, _processes() > 1)
 
 
-def batch_scores(model: Retriever, queries: Tokens, passages: Tokens, lang: str) -> torch.Tensor:
-    """Scores of every query against every passage of a batch, encoded together in one stream. Returns (A, B)."""
-    vectors = model.vectors(concatenate(queries, passages), lang)
-    if not isinstance(model, ColbertXM):
-        return cosine(vectors[: len(queries)], vectors[len(queries) :])
-    q_ASH, q_mask_AS = _pad(vectors[: len(queries.ids_T)], queries)
-    d_BTH, d_mask_BT = _pad(vectors[len(queries.ids_T) :], passages)
+def batch_scores(
+    model: Retriever, queries: Tokens, passages: Tokens, lang: str, chunk: int | None = None
+) -> torch.Tensor:
+    """Scores of every query against every passage of a batch, encoded together in one stream. Returns (A, B).
+
+    Of several processes each encodes an equal share of the texts; all have all scores, with a gradient for their share.
+    """
+    own = [tokens.take(_share(len(tokens))) for tokens in (queries, passages)]
+    vectors = _vectors(model, concatenate(*own), lang, chunk)
+    if isinstance(model, SingleVector):  # of unit length where the model compares by cosine
+        return inner(_gathered(vectors[: len(own[0])]), _gathered(vectors[len(own[0]) :]))
+    parts = vectors.split([len(tokens.ids_T) for tokens in own])
+    padded = []
+    for part_TH, tokens, whole in zip(parts, own, (queries, passages), strict=True):
+        longest = int(whole.lengths_B.max())
+        mask_BL = _real(whole, longest)
+        mask_BL[mask_BL.copy()] = whole.scored_T
+        mask = torch.from_numpy(mask_BL).to(vectors.device, non_blocking=True)
+        padded.append((_gathered(_pad(part_TH, tokens, longest)), mask))
+    (q_ASH, q_mask_AS), (d_BTH, d_mask_BT) = padded
     return maxsim(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
+
+
+def _vectors(model: Retriever, tokens: Tokens, lang: str, chunk: int | None) -> torch.Tensor:
+    """Vectors of a stream; with `chunk` so many texts at a time, encoded again when their gradient is asked for."""
+    if chunk is None or chunk >= len(tokens):
+        return model.vectors(tokens, lang)
+    order = np.arange(len(tokens))
+    parts = [tokens.take(order[first : first + chunk]) for first in range(0, len(order), chunk)]
+    return torch.cat([recomputed(model.vectors, part, lang, use_reentrant=False) for part in parts])
+
+
+def join_processes() -> None:
+    """Join the group of processes that `torchrun` started; without it, or when that was done, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def batch_rows(examples: int, batch_size: int, step: int, seed: int) -> np.ndarray:
@@ -178,9 +266,47 @@ def batch_rows(examples: int, batch_size: int, step: int, seed: int) -> np.ndarr
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def _pad(vectors_TH: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Packed vectors of texts → (texts, longest, H) with zeros behind, and the mask of tokens that are scored."""
-    lengths = tokens.lengths_B.tolist()
-    padded = torch.nn.utils.rnn.pad_sequence(list(vectors_TH.split(lengths)), batch_first=True)
-    scored = torch.from_numpy(tokens.scored_T).to(vectors_TH.device).split(lengths)
-    return padded, torch.nn.utils.rnn.pad_sequence(list(scored), batch_first=True)
+def _real(tokens: Tokens, longest: int) -> np.ndarray:
+    """Which slots of (texts, longest) hold a token, when texts are laid out row by row."""
+    return np.arange(longest) < tokens.lengths_B[:, None]
+
+
+def _pad(vectors_TH: torch.Tensor, tokens: Tokens, longest: int) -> torch.Tensor:
+    """Packed vectors of texts → (texts, longest, H) with zeros behind."""
+    slot_T = torch.from_numpy(_real(tokens, longest).ravel().nonzero()[0]).to(vectors_TH.device, non_blocking=True)
+    padded = vectors_TH.new_zeros(len(tokens) * longest, vectors_TH.shape[1])
+    return padded.index_copy(0, slot_T, vectors_TH).view(len(tokens), longest, -1)
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _share(texts: int) -> np.ndarray:
+    """The texts of a batch that this process encodes: an equal, unbroken part."""
+    if texts % _processes():
+        raise ValueError(f"{texts} texts of a batch cannot be shared equally by {_processes()} processes")
+    share = texts // _processes()
+    return np.arange(_rank() * share, (_rank() + 1) * share)
+
+
+def _gathered(own: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes in the order of their ranks; the gradient goes through those of this one."""
+    if _processes() == 1:
+        return own
+    parts = [torch.empty_like(own) for _ in range(_processes())]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[_rank()] = own
+    return torch.cat(parts)
+
+
+def _add_up(gradients: list[torch.Tensor]) -> None:
+    """Every process gets the sum of all, in one message."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

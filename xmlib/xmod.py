@@ -11,7 +11,9 @@ The language of every text is an argument. Nothing here guesses it, and `config.
 Axes:  T tokens of the stream · B sequences · N sequences of one attention bucket · L their padded length · H hidden
 """
 
+import copy
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,14 +23,13 @@ from transformers import XmodModel
 
 from xmlib.languages import adapter_of
 
-BUCKET = 8  # sequences whose lengths round up to the same multiple attend together; at most 7 slots are padding
+PADDED = 0.75  # sequences attend together if the shortest has at least this share of the longest's tokens
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences that attend together: slots `first` … `first + N·L - 1`, row by row."""
+    """Sequences that attend together; the slots of a bucket follow those of the one before, row by row."""
 
-    first: int
     shape: tuple[int, int]  # N, L
     keys_NL: torch.Tensor | None  # bool: the slot may be attended to; None where all may
 
@@ -43,6 +44,11 @@ class Packing:
     buckets: list[Bucket]
     rows_P: torch.Tensor | None  # slot -> stream row, any row for padding; None where slots and rows are the same
     slot_T: torch.Tensor  # stream row -> slot
+    starts_B1: torch.Tensor | None  # int32, first row of each sequence and the end; None where keys are masked
+    longest: int  # tokens of the longest sequence
+    kept_K: torch.Tensor | None  # stream rows that leave the last layer; None: all
+    kept_spans: list[tuple[str, int, int]]  # spans of those rows
+    restore_K: torch.Tensor | None  # row of the result -> row that left the last layer; None where they are the same
 
 
 def pack(
@@ -50,51 +56,74 @@ def pack(
     adapters_B: Sequence[str],
     padding_idx: int,
     attended_T: torch.Tensor | None = None,
+    wanted_T: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Packing:
     """Plan the stream for sequences of the given lengths (all at least 1) and adapters.
 
-    `attended_T` (bool, in the caller's order) marks tokens that others may attend to; None means all.
+    Both masks are bool, on the CPU and in the caller's order; None means all. `attended_T` marks tokens that others may
+    attend to, `wanted_T` those whose last hidden state is asked for.
     """
     lengths = torch.as_tensor(lengths_B, dtype=torch.int64)
     if lengths.numel() and lengths.min() < 1:
         raise ValueError(f"sequence {int(lengths.argmin())} has no token")
     starts = lengths.cumsum(0) - lengths
-    by_adapter = sorted(range(len(adapters_B)), key=lambda b: adapters_B[b])  # stable: one language keeps its order
+    place = {name: index for index, name in enumerate(dict.fromkeys(adapters_B))}
+    by_adapter = sorted(range(len(adapters_B)), key=lambda b: place[adapters_B[b]])  # stable
     spans, order, first = [], None, 0
     for name, group in itertools.groupby(by_adapter, key=lambda b: adapters_B[b]):
         last = first + int(lengths[list(group)].sum())
         spans.append((name, first, last))
         first = last
-    if len(spans) > 1:
+    if by_adapter != list(range(len(adapters_B))):
         order = torch.cat([torch.arange(starts[b], starts[b] + lengths[b]) for b in by_adapter])
-        attended_T = None if attended_T is None else attended_T.cpu()[order]
+        attended_T = None if attended_T is None else attended_T[order]
+        wanted_T = None if wanted_T is None else wanted_T[order]
         lengths = lengths[by_adapter]
         starts = lengths.cumsum(0) - lengths
     total = int(lengths.sum())
     positions = torch.arange(total) - starts.repeat_interleave(lengths) + padding_idx + 1
 
     buckets, rows_P, slot_T, slots = [], [], torch.empty(total, dtype=torch.int64), 0
-    rounded = (lengths + BUCKET - 1) // BUCKET
-    for size in rounded.unique().tolist():
-        members = (rounded == size).nonzero().squeeze(1)
-        columns = torch.arange(int(lengths[members].max()))
+    left = lengths.unique()
+    while len(left):
+        longest = int(left[-1])
+        shortest = int(left[left >= PADDED * longest][0])
+        left = left[left < shortest]
+        members = ((lengths >= shortest) & (lengths <= longest)).nonzero().squeeze(1)
+        columns = torch.arange(longest)
         real = columns < lengths[members, None]
         rows = torch.where(real, starts[members, None] + columns, 0)
-        keys = real if attended_T is None else real & attended_T.cpu()[rows]
-        buckets.append(Bucket(slots, tuple(rows.shape), None if keys.all() else keys.to(device)))
+        keys = real if attended_T is None else real & attended_T[rows]
+        buckets.append(Bucket(tuple(rows.shape), None if keys.all() else keys.to(device)))
         slot_T[rows[real]] = slots + real.flatten().nonzero().squeeze(1)
         rows_P.append(rows.flatten())
         slots += rows.numel()
     rows_P = torch.cat(rows_P)
     same = slots == total and torch.equal(rows_P, torch.arange(total))
+
+    kept, kept_spans, kept_order = None, spans, order
+    if wanted_T is not None:
+        kept = wanted_T.nonzero().squeeze(1)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), wanted_T.cumsum(0)])
+        kept_spans = [(name, int(before[first]), int(before[last])) for name, first, last in spans]
+        kept_order = None if order is None else order[kept]
+
+    def on_device(rows: torch.Tensor | None) -> torch.Tensor | None:
+        return None if rows is None else rows.to(device, non_blocking=True)
+
     return Packing(
-        None if order is None else order.to(device),
-        positions.to(device),
+        on_device(order),
+        on_device(positions),
         spans,
         buckets,
-        None if same else rows_P.to(device),
-        slot_T.to(device),
+        None if same else on_device(rows_P),
+        on_device(slot_T),
+        None if attended_T is not None else on_device(F.pad(lengths.cumsum(0), (1, 0)).int()),
+        int(lengths.max()),
+        on_device(kept),
+        kept_spans,
+        None if kept_order is None else on_device(kept_order.argsort()),
     )
 
 
@@ -104,11 +133,13 @@ def encode(
     lengths_B: Sequence[int],
     langs: str | Sequence[str],
     attended_T: torch.Tensor | None = None,
+    wanted_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states of packed token ids. Returns (T, H), in the order of `ids_T`, on the model's device.
 
     `langs` is one language for all sequences or one for each: an ISO code or the name of an adapter. A language that
-    the model has no adapter for raises ValueError with those it has. Equal to `XmodModel` on the padded batch to
+    the model has no adapter for raises ValueError with those it has. `wanted_T` (bool) leaves all but some rows out of
+    the result, and out of the work of the last layer behind its attention. Equal to `XmodModel` on the padded batch to
     float rounding, in training and evaluation, under autocast as well.
     """
     langs_B = [langs] * len(lengths_B) if isinstance(langs, str) else list(langs)
@@ -123,20 +154,43 @@ def encode(
         raise ValueError(f"a sequence of {max(lengths_B)} tokens; the model has positions for {longest}")
 
     device = embeddings.word_embeddings.weight.device
-    packing = pack(lengths_B, [names[lang] for lang in langs_B], embeddings.padding_idx, attended_T, device)
+    masks = (None if mask is None else mask.cpu() for mask in (attended_T, wanted_T))
+    packing = pack(lengths_B, [names[lang] for lang in langs_B], embeddings.padding_idx, *masks, device=device)
     ids_T = ids_T.to(device)
     if packing.order_T is not None:
         ids_T = ids_T[packing.order_T]
     x_TH = embeddings.word_embeddings(ids_T) + embeddings.token_type_embeddings.weight[0]
     x_TH = x_TH + embeddings.position_embeddings(packing.positions_T)
     x_TH = embeddings.dropout(embeddings.LayerNorm(x_TH))
-    for layer in model.encoder.layer:
+    *layers, last = model.encoder.layer
+    for layer in layers:
         x_TH = _layer(layer, x_TH, packing)
+    x_KH = _layer(last, x_TH, packing, is_last=True)
     if model.encoder.is_pre_norm:
-        x_TH = model.encoder.LayerNorm(x_TH)
-    if packing.order_T is not None:
-        x_TH = x_TH[packing.order_T.argsort()]
-    return x_TH
+        x_KH = model.encoder.LayerNorm(x_KH)
+    return x_KH if packing.restore_K is None else x_KH[packing.restore_K]
+
+
+def lowered(model: XmodModel, precision: str) -> XmodModel:
+    """A copy for inference on a CPU whose matrix products run in `precision`: "bfloat16" or "int8". Goes into `encode`.
+
+    All but the weights of linear maps is shared with `model`, which stays as it is. bfloat16 pays where there are units
+    for it (AMX, AVX512-BF16), int8 where there are none. int8 rounds the weights once, with a scale per output channel,
+    and the inputs of every call to 7 bits, because AVX2's products of full bytes can overflow.
+    """
+    maps = {"bfloat16": _Bfloat16Linear, "int8": _Int8Linear}
+    if precision not in maps:
+        raise ValueError(f"precision is {precision!r}; have: {', '.join(maps)}")
+
+    def convert(module: torch.nn.Module) -> torch.nn.Module:
+        if isinstance(module, torch.nn.Linear):
+            return maps[precision](module)
+        twin = copy.copy(module)
+        twin._modules = {name: convert(child) for name, child in module._modules.items() if child is not None}
+        return twin
+
+    with torch.no_grad():
+        return convert(model).eval()
 
 
 def freeze_for_finetuning(model: XmodModel) -> None:
@@ -152,16 +206,20 @@ def freeze_for_finetuning(model: XmodModel) -> None:
             layer.output.adapter_layer_norm.requires_grad_(False)
 
 
-def _layer(layer, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -> torch.Tensor:
     """One transformer layer with its adapters: the order of norms and residuals is that of `XmodLayer`."""
     attention, output = layer.attention.output, layer.output
     inner_TH = attention.LayerNorm(x_TH) if layer.pre_norm else x_TH
-    x_TH = x_TH + attention.dropout(attention.dense(_attend(layer.attention.self, inner_TH, packing)))
+    mixed_TH = _attend(layer.attention.self, inner_TH, packing)
+    spans = packing.kept_spans if is_last else packing.spans
+    if is_last and packing.kept_K is not None:
+        x_TH, mixed_TH = x_TH[packing.kept_K], mixed_TH[packing.kept_K]
+    x_TH = _add(attention.dropout(attention.dense(mixed_TH)), x_TH)
     if not layer.pre_norm:
         x_TH = attention.LayerNorm(x_TH)
 
     inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
-    x_TH = x_TH + output.dropout(output.dense(layer.intermediate(inner_TH)))
+    x_TH = _add(output.dropout(output.dense(layer.intermediate(inner_TH))), x_TH)
 
     residual_TH = x_TH
     if output.adapter_layer_norm is not None:
@@ -170,30 +228,99 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         x_TH = output.LayerNorm(x_TH)
     if output.ln_before_adapter:
         residual_TH = x_TH
-    adapted = [output.adapter_modules[name](x_TH[first:last]) for name, first, last in packing.spans]
-    x_TH = residual_TH + output.dropout(adapted[0] if len(adapted) == 1 else torch.cat(adapted))
+    x_TH = _add(output.dropout(_adapt(output.adapter_modules, x_TH, spans)), residual_TH)
     return x_TH if layer.pre_norm else output.LayerNorm(x_TH)
+
+
+def _add(y_TH: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
+    """Their sum, in place of the first where that has the type of the result: under autocast it may have fewer bits."""
+    return y_TH.add_(residual_TH) if y_TH.dtype == residual_TH.dtype else y_TH + residual_TH
+
+
+def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> torch.Tensor:
+    """Each span of the stream through the adapter of its language. Returns (T, H)."""
+    if len(spans) == 1:
+        return adapters[spans[0][0]](x_TH)
+    # Without gradients there is no graph to keep small; autocast casts what `_GroupedLinear` would not.
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x_TH.device.type):
+        return torch.cat([adapters[name](x_TH[first:last]) for name, first, last in spans])
+    used = [adapters[name] for name, _, _ in spans]
+    rows = [slice(first, last) for _, first, last in spans]
+    inner_TD = _GroupedLinear.apply(x_TH, rows, *(p for a in used for p in (a.dense1.weight, a.dense1.bias)))
+    inner_TD = used[0].adapter_act_fn(inner_TD)
+    return _GroupedLinear.apply(inner_TD, rows, *(p for a in used for p in (a.dense2.weight, a.dense2.bias)))
 
 
 def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Self-attention within each sequence of the stream. Returns (T, H)."""
     heads, width = attention.num_attention_heads, attention.attention_head_size
     dropout = attention.dropout.p if attention.training else 0.0
-    q_PH, k_PH, v_PH = attention.query(x_TH), attention.key(x_TH), attention.value(x_TH)
-    if packing.rows_P is not None:
-        q_PH, k_PH, v_PH = (_Spread.apply(y_TH, packing) for y_TH in (q_PH, k_PH, v_PH))
+    three = (attention.query, attention.key, attention.value)
+    if torch.is_grad_enabled():  # one product each way; joining the weights costs less than it saves
+        qkv_TH = F.linear(x_TH, torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
+        if _ragged(qkv_TH, dropout, packing):
+            q, k, v = qkv_TH.view(-1, 3, heads, width).unbind(1)
+            return _attend_ragged(q, k, v, packing, attention.scaling)
+        qkv_PH = qkv_TH if packing.rows_P is None else _Spread.apply(qkv_TH, packing)
+        parts = qkv_PH.unflatten(1, (3, -1)).unbind(1)
+    else:
+        parts = [p(x_TH) for p in three]
+        if _ragged(parts[0], dropout, packing):
+            return _attend_ragged(*(part_TH.view(-1, heads, width) for part_TH in parts), packing, attention.scaling)
+        if packing.rows_P is not None:
+            parts = [part_TH.index_select(0, packing.rows_P) for part_TH in parts]
+    slots = [N * L for N, L in (bucket.shape for bucket in packing.buckets)]
     mixed = []
-    for bucket in packing.buckets:
+    for bucket, *qkv in zip(packing.buckets, *(part_PH.split(slots) for part_PH in parts), strict=True):
         N, L = bucket.shape
-        q, k, v = (
-            y_PH[bucket.first : bucket.first + N * L].view(N, L, heads, width).transpose(1, 2)
-            for y_PH in (q_PH, k_PH, v_PH)
-        )
+        q, k, v = (y_PH.view(N, L, heads, width).transpose(1, 2) for y_PH in qkv)
         mask = None if bucket.keys_NL is None else bucket.keys_NL[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attention.scaling)
         mixed.append(y.transpose(1, 2).reshape(N * L, heads * width))
     y_PH = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return y_PH if packing.rows_P is None else _Collect.apply(y_PH, packing)
+
+
+def _ragged(x_TH: torch.Tensor, dropout: float, packing: Packing) -> bool:
+    """Whether PyTorch's attention over sequences without padding can be used: on CUDA, in 16 bits, without dropout."""
+    return x_TH.is_cuda and x_TH.dtype != torch.float32 and dropout == 0 and packing.starts_B1 is not None
+
+
+def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
+    """Attention of (T, heads, width) within each sequence, on the stream as it is. Returns (T, H)."""
+    from torch.nn.attention.varlen import varlen_attn  # not at import: it looks for a GPU's libraries
+
+    starts, longest = packing.starts_B1, packing.longest
+    return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale).flatten(1)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Slices of the stream, each through its own weight and bias: `apply(x_TI, slices, weight, bias, weight, bias, …)`.
+
+    One step of the graph instead of a dozen for every language, and results written in place instead of joined.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TI, slices, *parameters):
+        ctx.slices = slices
+        ctx.save_for_backward(x_TI, *parameters[::2])
+        y_TO = x_TI.new_empty(len(x_TI), len(parameters[0]))
+        for rows, weight, bias in zip(slices, parameters[::2], parameters[1::2], strict=True):
+            torch.addmm(bias, x_TI[rows], weight.T, out=y_TO[rows])
+        return y_TO
+
+    @staticmethod
+    def backward(ctx, gradient_TO):
+        x_TI, *weights = ctx.saved_tensors
+        gradient_TI = torch.empty_like(x_TI) if ctx.needs_input_grad[0] else None
+        gradients = []
+        for index, (rows, weight) in enumerate(zip(ctx.slices, weights, strict=True)):
+            part = gradient_TO[rows]
+            if gradient_TI is not None:
+                torch.mm(part, weight, out=gradient_TI[rows])
+            wanted_weight, wanted_bias = ctx.needs_input_grad[2 + 2 * index : 4 + 2 * index]
+            gradients += [part.T @ x_TI[rows] if wanted_weight else None, part.sum(0) if wanted_bias else None]
+        return gradient_TI, None, *gradients
 
 
 class _Spread(torch.autograd.Function):
@@ -224,3 +351,33 @@ class _Collect(torch.autograd.Function):
     def backward(ctx, gradient_TH):
         gradient_PH = gradient_TH.new_zeros(ctx.slots, gradient_TH.shape[1])
         return gradient_PH.index_copy_(0, ctx.packing.slot_T, gradient_TH), None
+
+
+class _Bfloat16Linear(torch.nn.Module):
+    """A linear map whose weight is rounded once; the result stays bfloat16, sums and norms around it are float32."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight.bfloat16(), linear.bias.bfloat16()
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI.bfloat16(), self.weight, self.bias)
+
+
+class _Int8Linear(torch.nn.Module):
+    """A linear map in bytes: weights with one scale per output channel, inputs with one scale per call."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        weight, bias = linear.weight.detach(), linear.bias.detach()
+        scale_O = weight.abs().amax(1).clamp(min=1e-12) / 127
+        zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+        with (
+            warnings.catch_warnings()
+        ):  # from 2.13 on PyTorch means to drop quantised tensors, but has no other int8 map
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel")
+            rounded = torch.quantize_per_channel(weight, scale_O, zero_O, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(x_TI, self.packed, True)
