@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, XmodModel
+from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel, XmodModel
 
 from tests import toys
-from xmlib.models import ColbertXM, DprXM, compute_dtype
+from xmlib.models import BiEncoder, Colbert, ColbertXM, DprXM, batches, compute_dtype
 from xmlib.scoring import maxsim, maxsim_packed
 from xmlib.tokens import Layout, tokenize_passages
 
@@ -143,3 +143,74 @@ def test_maxsim_of_padded_and_of_packed_vectors_agree(colbert):
     d_mask_BT = torch.arange(d_BTH.shape[1]) < torch.from_numpy(found.lengths_B)[:, None]
     padded = maxsim(torch.from_numpy(q_ASH), d_BTH, torch.from_numpy(q_mask_AS), d_mask_BT)
     np.testing.assert_allclose(packed, padded.numpy(), atol=1e-4)
+
+
+# --- any other encoder
+
+
+def plain(cls, **arguments):
+    torch.manual_seed(0)
+    size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.2)
+    config = XLMRobertaConfig(vocab_size=len(toys.tokenizer()), max_position_embeddings=80, **size)
+    return cls(XLMRobertaModel(config, add_pooling_layer=False).eval(), toys.tokenizer(), **arguments).eval()
+
+
+def alone(model, rows):
+    """Hidden states of each row of token ids by itself, through transformers."""
+    with torch.no_grad():
+        return [model.encoder(input_ids=torch.tensor([row])).last_hidden_state[0] for row in rows]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_any_encoder_gives_one_vector_by_its_own_recipe(pooling, similarity):
+    recipe = dict(pooling=pooling, similarity=similarity, query_prefix="where ", passage_prefix="the ", length=12)
+    model = plain(BiEncoder, **recipe)
+    for encode, prefix in ((model.encode_queries, "where "), (model.encode_passages, "the ")):
+        rows = [toys.tokenizer()(prefix + text, truncation=True, max_length=12)["input_ids"] for text in TEXTS]
+        pooled = [{"mean": h.mean(0), "max": h.amax(0), "cls": h[0]}[pooling] for h in alone(model, rows)]
+        expected = [(v / v.norm() if similarity == "cosine" else v).numpy() for v in pooled]
+        np.testing.assert_allclose(encode(TEXTS, "fi"), expected, atol=1e-5)
+        np.testing.assert_allclose(encode(TEXTS, "fi", batch_tokens=14), expected, atol=1e-5)
+    assert model.encode_passages([], "en").shape == (0, 32)
+
+
+def test_any_encoder_gives_token_vectors(tmp_path):
+    model = plain(Colbert, dim=16, query_length=12, passage_length=32, attend_to_mask_tokens=False)
+    tokens = tokenize_passages(toys.tokenizer(), TEXTS, model.layout)
+    rows = [tokens.take([i]) for i in range(len(TEXTS))]
+    hidden = alone(model, [row.ids_T.tolist() for row in rows])
+    vectors = [torch.nn.functional.normalize(h @ model.linear.weight.data.T, dim=-1) for h in hidden]
+    expected = torch.cat([v[torch.from_numpy(row.scored_T)] for v, row in zip(vectors, rows, strict=True)])
+    found = model.encode_passages(TEXTS, "en", batch_tokens=24)
+    np.testing.assert_allclose(found.vectors_TH, expected.numpy(), atol=2e-3)
+
+    q_ASH, q_mask_AS = model.encode_queries(TEXTS, "en")
+    assert q_mask_AS.all() and q_ASH.shape == (4, 12, 16)
+    short = plain(Colbert, dim=16, query_length=12, passage_length=32, augment_queries=False)
+    s_ASH, s_mask_AS = short.encode_queries(TEXTS, "en")
+    for q_SH, s_SH, real_S in zip(q_ASH, s_ASH, s_mask_AS, strict=True):  # unattended [M] change nothing
+        np.testing.assert_allclose(q_SH[: real_S.sum()], s_SH[real_S], atol=1e-5)
+
+    model.save(tmp_path)
+    opened = Colbert.open(tmp_path, query_length=12, passage_length=32, attend_to_mask_tokens=False)
+    np.testing.assert_array_equal(opened.encode_queries(TEXTS, "en")[0], q_ASH)
+    bare = XLMRobertaModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    assert all(torch.equal(tensor, bare.state_dict()[name]) for name, tensor in model.encoder.state_dict().items())
+
+
+def test_a_folder_without_the_projection_is_no_colbert(tmp_path):
+    plain(BiEncoder).save(tmp_path)
+    with pytest.raises(ValueError, match=r"no ColBERT checkpoint: no linear\.weight"):
+        Colbert.open(tmp_path)
+    assert BiEncoder.open(tmp_path).encode_queries(["hello"], "en").shape == (1, 32)
+    with pytest.raises(ValueError, match="similarity is 'l2'; have: cosine, dot"):
+        BiEncoder.open(tmp_path, similarity="l2")
+
+
+def test_batches_are_bounded_by_padded_tokens_and_hold_every_text_once():
+    lengths_B = np.array([5, 60, 7, 30, 5, 9, 31])
+    found = list(batches(lengths_B, 40))
+    assert sorted(np.concatenate(found).tolist()) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * lengths_B[batch].max() <= 40 for batch in found)
+    assert list(batches(np.array([], dtype=int), 40)) == []

@@ -1,11 +1,13 @@
 """From text to a ranking, end to end at toy size: it learns, what exists is found, what changed is built anew."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from xmlib import pipeline, systems, training
+from xmlib import pipeline, processes, systems, training
 from xmlib.data.collection import Collection, Passages
 from xmlib.data.folder import save
 from xmlib.data.triples import mine
@@ -38,6 +40,7 @@ def train(tmp_path, monkeypatch):
     """Toy text in two languages, a toy English collection with a training split, and a folder of runs of their own."""
     monkeypatch.setattr(pipeline, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(systems, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("XMLIB_RUNS", str(tmp_path / "runs"))  # for processes of their own
     text = tmp_path / "text"
     text.mkdir()
     for lang in SAYS:
@@ -59,8 +62,8 @@ def mrr(system: System, collection: Collection) -> float:
 
 
 def test_the_whole_way_learns_english_and_ranks_the_other_language(train):
-    rows = train.systems
-    assert list(rows) == ["BM25", "DPR-XM", "ColBERT-XM", "ColBERT-XM with English adapters"]
+    names = ["BM25", "DPR-XM", "ColBERT-XM", "ColBERT-XM with English adapters"]
+    rows = {name: train.systems[name] for name in names}
     scores = {lang: {name: mrr(row, toy_collection(lang)) for name, row in rows.items()} for lang in SAYS}
     assert scores["en"]["ColBERT-XM"] > 0.9
     assert scores["sw"]["ColBERT-XM"] != scores["sw"]["ColBERT-XM with English adapters"]  # a text is routed
@@ -128,15 +131,6 @@ def test_a_first_rounds_model_can_mine_for_the_second(train):
     assert all(pair[1] != pair[2] for pair in examples.rows_E3.tolist())
 
 
-def test_systems_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="kind 'bert'; have: bm25, dpr-xm, colbert-xm"):
-        System("x", "bert")
-    with pytest.raises(ValueError, match="a dpr-xm system needs a model"):
-        System("x", "dpr-xm")
-    with pytest.raises(ValueError, match="engine 'fast'; have: plaid, exact"):
-        System("x", "colbert-xm", tmp_path, engine="fast")
-
-
 def test_an_unknown_language_names_those_the_encoder_has(train):
     with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
         _ = dataclasses.replace(train, languages="en,xx").texts
@@ -149,3 +143,23 @@ def test_a_folder_with_one_collection_needs_its_language_named(train):
     assert train.languages_of("sample", "all") == ["en", "sw"]
     with pytest.raises(ValueError, match="unknown language 'xx'; have: en, sw"):
         train.languages_of("sample", "xx")
+
+
+def test_snapshots_of_one_run_end_in_the_weights_of_the_run_itself(train):
+    train = dataclasses.replace(train, steps=12)
+    folders = train.colbert_snapshots([4, 8, 12])
+    assert [len(pipeline.read_log(folder)) for folder in folders] == [4, 8, 12]
+    *parts, pieced = [safetensors.numpy.load_file(folder / "model.safetensors")["linear.weight"] for folder in folders]
+    shutil.rmtree(folders[-1])  # so that the run is trained again, from its first step
+    assert train.colbert == folders[-1]
+    straight = safetensors.numpy.load_file(train.colbert / "model.safetensors")["linear.weight"]
+    assert np.array_equal(pieced, straight)
+    assert not any(np.array_equal(part, straight) for part in parts)
+
+
+def test_both_retrievers_are_trained_side_by_side(train, capsys):
+    train = dataclasses.replace(train, steps=3, dpr_steps=3)
+    colbert, dpr = train.retrievers
+    said = capsys.readouterr().out
+    assert f"building {colbert.name}" in said
+    assert f"found {dpr.name}" in said or processes.cores() == 1  # another process built it meanwhile

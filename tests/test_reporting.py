@@ -1,14 +1,17 @@
 """Tables and figures: every number where it belongs, drawn from the CSV file alone, the same file every time."""
 
 import re
+import shutil
+import subprocess
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from xmlib import looks, reporting
-from xmlib.grid import Cell, Grid, tex
+from xmlib import carbon, looks, reporting, tables
+from xmlib.grid import NOT_RUN, Cell, Grid, tex
 from xmlib.languages import SAMPLE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -44,10 +47,32 @@ def test_the_table_worked_by_hand(figures):
     written = reporting.main_table(results(**ROWS), "demo")
     assert [path.name for path in written] == [f"tab1_mmarco.{suffix}" for suffix in ("csv", "md", "tex", "png")]
     lines = [[field.strip() for field in line.split("|")[1:-1]] for line in written[1].read_text().splitlines()[:-2]]
-    assert lines[0] == ["", "en", "ar", "sw", "avg", "zero-shot"]  # order of the paper's tables, whatever came first
-    assert lines[2] == ["BM25", "45.0", "15.0", "**45.0**", "35.0", "**30.0**"]
-    assert lines[3] == ["*paper*", "*18.4*", "*11.1*", "–", "*14.2*", "–"]  # as printed; its own average, none for sw
-    assert lines[4] == ["ColBERT-XM", "**50.0**", "**20.0**", "40.0", "**36.7**", "**30.0**"]
+    assert lines[0] == [
+        "",
+        *["examples", "lang.", "param."],
+        "en",
+        "ar",
+        "sw",
+        "avg",
+        "zero-shot",
+    ]  # order of the paper's tables, whatever came first
+    rows = {line[0] if line[0] != "*paper*" else f"{before[0]}, paper": line[1:] for before, line in pairwise(lines)}
+    examples = lines[0][1:4]
+    assert examples == ["examples", "lang.", "param."]
+    assert rows["BM25"][3:] == ["45.0", "15.0", "**45.0**", "35.0", "**30.0**"]
+    assert rows["BM25, paper"] == [
+        "–",
+        "–",
+        "–",
+        "*18.4*",
+        "*11.1*",
+        "–",
+        "*14.2*",
+        "–",
+    ]  # its own average; none for sw
+    assert rows["ColBERT-XM"][3:] == ["**50.0**", "**20.0**", "40.0", "**36.7**", "**30.0**"]
+    assert rows["ColBERT-XM, paper"][:4] == ["*6.4M*", "*1*", "*86M*", "***37.2***"]
+    assert rows["mT5"][:2] == ["*not run*", ""] and rows["**Cross-encoders**"] == [""] * 8
     caption = written[1].read_text().splitlines()[-1]
     assert caption.startswith("DEMO. MRR@10 × 100 on sample, test; 100 queries per language.")
     assert "its avg is over its own 14 languages" in caption and "all 3 languages, English included" in caption
@@ -56,14 +81,15 @@ def test_the_table_worked_by_hand(figures):
 def test_our_numbers_and_the_papers_never_share_a_row(figures):
     cells = reporting.read_csv(reporting.main_table(results(**ROWS), "demo")[0])
     assert set(cells["source"]) == {"ours", "paper"}
-    assert len(cells[cells["source"] == "ours"]) == 6 and len(cells[cells["source"] == "paper"]) == 7 * 15
+    assert len(cells[cells["source"] == "ours"]) == 6 and len(cells[cells["source"] == "paper"]) == 7 * 15 + 6 * 3
     grid = reporting.main_grid(figures / "demo" / "tab1_mmarco.csv")
     for row in grid.rows:
-        assert len({cell.grey for cell in row}) == 1 and row[0].grey == ("paper" in row[0].text)
+        if len(row) > 1 and row[1].text != NOT_RUN:
+            assert len({cell.grey for cell in row}) == 1 and row[0].grey == ("paper" in row[0].text)
 
 
 def test_ties_at_the_printed_precision_are_both_best():
-    written = reporting.main_table(results(A=(0.1, 0.2, 0.30001), B=(0.1, 0.2, 0.29999)), "demo")
+    written = reporting.main_table(results(A=(0.1, 0.2, 0.30001), B=(0.1, 0.2, 0.29999)), "demo", table=None)
     lines = written[1].read_text().splitlines()[2:4]
     assert all(line.count("**") == 2 * 5 for line in lines)
 
@@ -76,7 +102,7 @@ def test_seeds_are_averaged_and_counted():
 def test_superscripts_name_the_systems_that_were_beaten():
     compared = {("BM25", "ColBERT-XM"): comparison([0.05, -0.05, 0.05], [0.01, 0.01, 0.2])}
     text = reporting.main_table(results(**ROWS), "demo", compared)[1].read_text()
-    assert re.search(r"\| BM25 ᵃ +\| +45.0 \| +15.0 \| +\*\*45.0\*\*ᵇ? \|", text)
+    assert re.search(r"\| BM25 ᵃ +\| +– \| +– \| +– \| +45.0 \| +15.0 \| +\*\*45.0\*\*ᵇ? \|", text)
     assert "**50.0**ᵃ" in text  # en: b better than a
     assert "40.0ᵃ" not in text and "p < 0.05" in text
 
@@ -89,12 +115,13 @@ def test_a_demo_says_so_and_a_paper_run_does_not():
 def test_one_language_and_one_system_need_no_average_and_no_best():
     written = reporting.main_table(results(languages=("sw",), ColBERT_XM=(0.4,)), "demo")
     text = written[1].read_text()
-    assert "avg" not in text.splitlines()[0] and "**" not in text and "40.1" in text
+    line = next(line for line in text.splitlines() if line.startswith("| ColBERT-XM"))
+    assert "avg" not in text.splitlines()[0] and "**" not in line and "40.1" in line
 
 
 def test_results_of_another_profile_or_two_collections_are_refused():
     with pytest.raises(ValueError, match=r"no result of profile 'paper' with metric 'mrr@10'; have: demo mrr@10"):
-        reporting.main_table(results(**ROWS), "paper")
+        reporting.main_table(results(**ROWS), "paper", table=None)
     mixed = pd.concat([results(**ROWS), results(**ROWS).assign(collection="other")])
     with pytest.raises(ValueError, match="mix several values of 'collection': sample, other"):
         reporting.main_table(mixed, "demo")
@@ -118,7 +145,7 @@ def test_latex_is_escaped_and_balanced():
     assert tex("50% of a_b ᵃ – × <") == r"50\% of a\_b a -- $\times$ $<$"
     text = reporting.main_table(results(**ROWS), "demo")[2].read_text()
     assert text.count("{") == text.count("}") and text.count(r"\begin") == text.count(r"\end") == 2
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert len({line.count("&") for line in rows}) == 1 and r"\toprule" in text and r"\textcolor{gray}{18.4}" in text
 
 
@@ -126,6 +153,73 @@ def test_a_terminal_gets_one_line_per_language():
     ours, paper = [Cell("A ᵃ"), Cell("1.0"), Cell("22.0")], [Cell("paper", grey=True), Cell("9"), Cell("9")]
     grid = Grid(["", "en", "sw"], [ours, paper], caption="What it is. Bold: best.")
     assert grid.text() == "       A\nen   1.0\nsw  22.0\n\nWhat it is.\n"
+
+
+def test_a_table_without_results_shows_what_the_paper_prints_and_says_so():
+    nothing = results(**ROWS)[:0]
+    written = reporting.main_table(nothing, "demo", None, ("mrr@100", "recall@100"), 2, "tab2_mrtydi")
+    text = written[1].read_text()
+    assert "Ours: not run." in text and text.count("*not run*") == 2 * 4 and "***87.5***" in text
+    assert text.index("**MRR@100**") < text.index("**R@100**")
+
+
+def test_table_4_has_a_row_per_number_of_examples():
+    rows = pd.concat(
+        [results(ColBERT_XM=(value, 0.2, 0.1)).assign(examples=n) for n, value in ((1600, 0.3), (6400, 0.4))]
+    )
+    text = reporting.main_table(rows, "demo", None, ("mrr@10",), 4, "tab4_examples")[1].read_text()
+    assert re.search(r"^\| 1.6k +\| +30.1 ", text, re.M) and re.search(r"^\| 6.4k +\| +\*\*40.1\*\*", text, re.M)
+    assert re.search(r"^\| \*3.2M, paper\* +\| +\*35.7\*", text, re.M)
+
+
+def test_figure_3_keeps_ours_and_the_papers_apart_and_draws_without_ours(figures):
+    rows = pd.concat([results(ColBERT_XM=(0.4, 0.3, 0.2)).assign(examples=n) for n in (1600, 3200)])
+    frame = reporting.read_csv(reporting.examples_curve(rows, results(mE5=(0.5, 0.3, 0.1)), "demo")[0])
+    ours, paper = (frame[frame["source"] == source] for source in ("ours", "paper"))
+    assert len(paper) == 4 * 5 + 1 and list(ours["system"]) == ["ColBERT-XM", "ColBERT-XM", "mE5"]
+    assert ours["value"].round(4).tolist() == [0.301, 0.301, 0.301] and ours["examples_millions"].tolist()[1] == 0.0032
+    nothing = reporting.examples_curve(rows[:0], rows, "demo", "fig3_paper")
+    assert set(reporting.read_csv(nothing[0])["source"]) == {"paper"} and len(nothing) == 3
+
+
+def test_table_5_pairs_engines_with_the_paper():
+    rows = dict(system="BM25", engine="PISA", profile="demo", device="CPU", collection="sample", n=9, commit="c")
+    ours = [rows | dict(metric="index_gb", value=0.0123), rows | dict(metric="cpu_latency_ms", value=0.25)]
+    ours += [rows | dict(engine="my own", metric="cpu_latency_ms", value=7.5)]
+    lines = reporting.efficiency_table(pd.DataFrame(ours), "demo")[1].read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| PISA"))
+    assert "12 MB" in lines[at] and "0.25" in lines[at] and "*0.7 GB*" in lines[at + 1] and "*8*" in lines[at + 1]
+    assert "7.5" in lines[at + 2] and sum("*not run*" in line for line in lines) == 7
+    with pytest.raises(ValueError, match="unknown metric 'index_bytes'"):
+        reporting.efficiency_table(pd.DataFrame([rows | dict(metric="index_bytes", value=1)]), "demo")
+
+
+def test_the_languages_that_a_published_checkpoint_saw_are_the_papers():
+    cells = tables.by_language(
+        results(mT5=(0.3, 0.2, 0.1)).assign(model="unicamp-dl/mt5"), "demo", {}, ["mrr@10"], None
+    )
+    assert cells.set_index("lang")["trained_on_lang"].to_dict() == {"en": "yes", "sw": "no", "ar": "no"}
+    here = tables.by_language(
+        results(languages=("en", "es"), mT5=(0.3, 0.2)).assign(model="0123456789ab"), "demo", {}, ["mrr@10"], None
+    )
+    assert here.set_index("lang")["trained_on_lang"].to_dict() == {"en": "yes", "es": "no"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
+def test_latex_compiles(figures, tmp_path):
+    reporting.main_table(results(**ROWS), "demo")
+    reporting.main_table(results(**ROWS), "demo", metric="mrr@10", table=4, stem="tab4_examples")
+    reporting.energy_table(pd.DataFrame(columns=carbon.LEDGER_COLUMNS), "demo", 0.5)
+    reporting.efficiency_table(pd.DataFrame(columns=tables.EFFICIENCY_COLUMNS), "demo")
+    written = sorted((figures / "demo").glob("tab*.tex"))
+    packages = written[0].read_text().splitlines()[0].removeprefix("% ")
+    inputs = "\n".join(rf"\input{{{path.name}}}" for path in written)
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
+    (figures / "demo" / "all.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=figures / "demo", capture_output=True, text=True)
+    assert done.returncode == 0 and len(written) == 4, done.stdout[-2000:]
 
 
 ALL_SCRIPTS = ["▁भारत", "中国", "日本の", "తెలుగు", "বাংলা", "한국", "▁Việt", "что", "فيها", "ประเทศ", "🙂", "19"]
@@ -138,7 +232,7 @@ def draw_everything(profile="demo"):
     compared = comparison(values["ColBERT_XM"] - values["DPR_XM"], rng.random(len(SAMPLE)) / 10, SAMPLE)
     written = reporting.main_table(rows, profile, {("DPR-XM", "ColBERT-XM"): compared})
     written += reporting.single_vs_multi(rows, compared, profile)
-    written += reporting.per_language_dots(rows, profile, "fig3_systems")
+    written += reporting.per_language_dots(rows, profile, "fig_systems")
     log = [dict(step=step, loss=1 / (step + 1), rate=0.1, seconds=1.0) for step in range(40)]
     written += reporting.loss_curve({"ColBERT-XM": log, "my own system": log}, profile)
     sim = rng.random((3, len(ALL_SCRIPTS)))

@@ -1,8 +1,8 @@
-"""The codec: bits in and out, buckets worked by hand, the error bound of each bit width, the same on every run."""
+"""The codec: bits in and out, codewords worked by hand, the error of each bit width, the same on every run."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmlib.index import residual
@@ -16,13 +16,14 @@ def clustered(T=6000, types=100, H=32, noise=0.5, seed=0):
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.integers(1, 30), st.data())
 def test_packed_codes_unpack_to_themselves_in_the_fewest_bytes(n_bits, data):
     codes = np.array(data.draw(st.lists(st.integers(0, 2**n_bits - 1), max_size=50)), dtype=np.int32)
     packed = residual.pack_codes(codes, n_bits)
     assert len(packed) == -(-len(codes) * n_bits // 8)
     unpacked = residual.unpack_codes(packed, n_bits, len(codes))
-    assert unpacked.dtype == np.int32
+    assert unpacked.dtype == (np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32)
     np.testing.assert_array_equal(unpacked, codes)
 
 
@@ -40,66 +41,92 @@ def test_codes_are_packed_block_by_block_as_if_at_once(monkeypatch, n_bits):
     np.testing.assert_array_equal(residual.unpack_codes(at_once, n_bits, 100), codes)
 
 
-@given(st.sampled_from(residual.N_BITS), st.integers(0, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_decoding_looks_up_the_weight_of_each_packed_bucket(n_bits, T, n_bytes, seed):
-    rng = np.random.default_rng(seed)
-    buckets_TH = rng.integers(0, 2**n_bits, (T, n_bytes * 8 // n_bits)).astype(np.uint8)
-    weights = np.sort(rng.standard_normal(2**n_bits)).astype(np.float32)
-    H = buckets_TH.shape[1]
-    scales_H = rng.random(H, dtype=np.float32) + 0.5
-    codec = residual.Codec(np.zeros((1, H), np.float32), scales_H, weights[1:], weights)
-    packed_TR = residual.pack_buckets(buckets_TH, n_bits)
-    assert packed_TR.shape == (T, n_bytes)
-    expected = weights[buckets_TH] * scales_H
-    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(codec.decode(np.zeros(T, np.int32), packed_TR), expected, rtol=1e-5)
+def toy_codec():
+    """Two centroids in four dimensions, two of them to a codeword; only the first codewords are ever nearest."""
+    centroids_CH = np.float32([[1, 0, 0, 0], [0, 1, 0, 0]])
+    codebook_RWd = np.full((2, 256, 2), 9, np.float32)
+    codebook_RWd[:, :3] = [[[0, 0], [0.25, 0], [0, -0.25]], [[0, 0], [0.5, 0.5], [0, 0.25]]]
+    return residual.Codec(np.eye(4, dtype=np.float32), centroids_CH, codebook_RWd, np.linspace(0.5, 2, 16))
 
 
 def test_a_vector_worked_by_hand():
-    centroids_CH = np.float32([[1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]])
-    scales_H = np.float32([1, 1, 1, 1, 1, 1, 1, 2])
-    codec = residual.Codec(centroids_CH, scales_H, cutoffs=np.float32([0]), weights=np.float32([-0.25, 0.25]))
-    codes_T, residuals_TR = codec.encode(np.float32([[0.1, 0.9, -0.1, 0.2, 0, 0, 0, 0.1]]))
+    codec = toy_codec()
+    assert (codec.n_bits, codec.code_bits) == (4, 1)
+    codes_T, gains_T, residuals_TR = codec.encode(np.float32([[0.2, 0.9, -0.1, 0.2]]))
     assert codes_T.tolist() == [1]
-    assert residuals_TR.tolist() == [[0b10001001]]  # above zero in dimensions 0, 3 and 7; 0.9 - 1 is below
-    decoded = np.array([0.25, 0.75, -0.25, 0.25, -0.25, -0.25, -0.25, 0.5])
-    np.testing.assert_allclose(codec.decode(codes_T, residuals_TR)[0], decoded / np.linalg.norm(decoded), rtol=1e-6)
+    assert residuals_TR.tolist() == [[1, 2]]  # 0.2, -0.1 is nearest to 0.25, 0; then -0.1, 0.2 to 0, 0.25
+    # 0.25, 1, 0, 0.25 has the length sqrt(1.125); the level nearest to 1 / that is 0.5 + 4 · 0.1
+    assert gains_T.tolist() == [4]
+    np.testing.assert_allclose(codec.decode(codes_T, gains_T, residuals_TR), [[0.225, 0.9, 0, 0.225]], rtol=1e-5)
 
 
-def test_buckets_of_two_heaps_are_their_means():
-    cutoffs, weights = residual.buckets(np.float32([[-1.5, -1, -0.5, 2, 2, 5]]), n_bits=1)
-    assert weights.tolist() == [-1, 3]
-    assert cutoffs.tolist() == [1]
+def test_a_rotation_is_undone_on_decoding():
+    rotation_HH = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0].astype(np.float32)
+    plain, turned = toy_codec(), toy_codec()
+    turned.rotation_HH = rotation_HH
+    vector = np.float32([[0.2, 0.9, -0.1, 0.2]])
+    encoded = turned.encode(vector @ rotation_HH.T)
+    for ours, theirs in zip(encoded, plain.encode(vector), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(turned.decode(*encoded) @ rotation_HH, plain.decode(*encoded), atol=1e-6)
 
 
-def test_buckets_that_nothing_falls_into_do_no_harm():
-    cutoffs, weights = residual.buckets(np.zeros((3, 8), np.float32), n_bits=2)
-    assert cutoffs.tolist() == [0] * 3
-    assert weights.tolist() == [0] * 4
+def test_no_decoded_vector_is_longer_than_the_codec_says():
+    codec = residual.train(clustered(T=2000), 32, 2)
+    rng = np.random.default_rng(1)
+    codes_T, gains_T = rng.integers(0, 32, 5000), rng.integers(0, 16, 5000)
+    decoded_TH = codec.decode(codes_T, gains_T, rng.integers(0, 256, (5000, 8)).astype(np.uint8))
+    assert np.linalg.norm(decoded_TH, axis=1).max() <= codec.longest
 
 
-@pytest.mark.parametrize(("n_bits", "cosine", "share_of_error"), [(1, 0.92, 0.45), (2, 0.97, 0.15), (4, 0.995, 0.02)])
+@pytest.mark.parametrize(("n_bits", "cosine", "share_of_error"), [(1, 0.93, 0.4), (2, 0.975, 0.12), (4, 0.995, 0.02)])
 def test_the_error_of_each_bit_width_is_bounded(n_bits, cosine, share_of_error):
     vectors_TH = clustered()
     codec = residual.train(vectors_TH, n_centroids=128, n_bits=n_bits)
-    codes_T, residuals_TR = codec.encode(vectors_TH)
-    decoded_TH = codec.decode(codes_T, residuals_TR)
-    np.testing.assert_allclose(np.linalg.norm(decoded_TH, axis=1), 1, atol=1e-5)
+    codes_T, gains_T, residuals_TR = codec.encode(vectors_TH)
+    decoded_TH = codec.decode(codes_T, gains_T, residuals_TR)
+    np.testing.assert_allclose(np.linalg.norm(decoded_TH, axis=1), 1, atol=0.1)
     assert (decoded_TH * vectors_TH).sum(axis=1).mean() > cosine
-    # For values from a normal distribution the best buckets leave 36, 12 and 0.95 % of the variance.
-    without = np.square(vectors_TH - codec.centroids_CH[codes_T]).mean()
+    # One bucket per dimension leaves 36, 12 and 0.95 % of the variance of normally distributed residuals.
+    rotated_TH = codec.rotate(vectors_TH)
+    without = np.square(rotated_TH - codec.centroids_CH[codes_T]).mean()
     assert np.square(decoded_TH - vectors_TH).mean() < share_of_error * without
     assert residuals_TR.shape == (len(vectors_TH), 32 * n_bits // 8)
     assert codec.code_bits == 7
 
 
-def test_uneven_dimensions_cost_no_more_than_even_ones():
+def test_a_rotation_spends_the_bits_where_the_variance_is():
+    """Of dimensions that vary unevenly, 2 bits leave much less error than of even ones."""
     uneven = clustered() * np.logspace(0, -2, 32, dtype=np.float32)
     uneven /= np.linalg.norm(uneven, axis=1, keepdims=True)
     codec = residual.train(uneven, n_centroids=128, n_bits=2)
-    codes_T, residuals_TR = codec.encode(uneven)
-    error = np.square(codec.decode(codes_T, residuals_TR) - uneven).mean()
-    assert error < 0.15 * np.square(uneven - codec.centroids_CH[codes_T]).mean()
+    codes_T, gains_T, residuals_TR = codec.encode(uneven)
+    error = np.square(codec.decode(codes_T, gains_T, residuals_TR) - uneven).mean()
+    assert error < 0.05 * np.square(codec.rotate(uneven) - codec.centroids_CH[codes_T]).mean()
+
+
+def test_the_axes_are_dealt_so_that_no_group_has_all_the_variance():
+    rng = np.random.default_rng(0)
+    scales_H = np.logspace(0, -2, 8)
+    turn_HH = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    x_TH = (rng.standard_normal((5000, 8)) * scales_H @ turn_HH).astype(np.float32)
+    rotation_HH = residual.balanced_rotation(x_TH, 2)
+    np.testing.assert_allclose(rotation_HH.T @ rotation_HH, np.eye(8), atol=1e-5)
+    product = np.log((x_TH @ rotation_HH).var(axis=0)).reshape(2, 4).sum(axis=1)
+    assert abs(product[0] - product[1]) < 2  # where half and half would differ by 18
+
+
+def test_more_iterations_of_codewords_leave_less_error(monkeypatch):
+    residuals_TH = np.random.default_rng(0).standard_normal((4000, 8)).astype(np.float32)
+
+    def error(iterations):
+        monkeypatch.setattr(residual, "CODEWORD_ITERATIONS", iterations)
+        codebook_RWd = residual.codewords(residuals_TH, 2, seed=0)
+        codes_TR = residual.nearest_codewords(residuals_TH, codebook_RWd)
+        decoded_TH = np.concatenate([codebook_RWd[r, codes_TR[:, r]] for r in range(2)], axis=1)
+        return np.square(decoded_TH - residuals_TH).mean()
+
+    assert error(12) < error(3) < error(0)
 
 
 def test_each_vector_gets_its_nearest_centroid():
@@ -109,10 +136,20 @@ def test_each_vector_gets_its_nearest_centroid():
     np.testing.assert_array_equal(residual.nearest(vectors_TH, centroids_CH), (vectors_TH @ centroids_CH.T).argmax(1))
 
 
+def test_looking_in_groups_of_centroids_finds_nearly_the_nearest():
+    vectors_TH = clustered(T=20_000, types=600)
+    codec = residual.train(vectors_TH, residual.GROUPED, 2)
+    rotated_TH = codec.rotate(vectors_TH)
+    codes_T, best_T = codec.encode(vectors_TH)[0], residual.nearest(rotated_TH, codec.centroids_CH)
+    assert (codes_T == best_T).mean() > 0.95
+    lost_T = (rotated_TH * (codec.centroids_CH[best_T] - codec.centroids_CH[codes_T])).sum(axis=1)
+    assert lost_T.mean() < 0.01  # of 0.9
+
+
 def test_training_twice_gives_the_same_codec_and_another_seed_another():
     vectors_TH = clustered(T=3000)
     one, same, other = (residual.train(vectors_TH, 64, 2, seed) for seed in (1, 1, 2))
-    for name in ("centroids_CH", "scales_H", "cutoffs", "weights"):
+    for name in ("rotation_HH", "centroids_CH", "codebook_RWd", "gain_levels"):
         np.testing.assert_array_equal(getattr(one, name), getattr(same, name))
     assert (one.centroids_CH != other.centroids_CH).any()
 

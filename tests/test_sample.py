@@ -96,15 +96,17 @@ def test_scale_adds_passages_and_keeps_those_that_were_there():
 
 
 @pytest.mark.slow
-def test_texts_do_not_depend_on_the_hash_seed():
+def test_texts_do_not_depend_on_the_hash_seed_or_on_what_babel_has_read_before():
     code = (
-        "import hashlib; from xmlib.data.sample import *;"
-        "told = [*passages('en', 2), *queries('en', 'test'), *qrels('test', 2)];"
+        "import hashlib, sys; from babel import Locale;"
+        "[dict(Locale(lang).days['stand-alone']['wide']) for lang in sys.argv[1:]];"
+        "from xmlib.data.sample import *;"
+        "told = [*passages('en', 2), *passages('nl'), *queries('en', 'test'), *qrels('test', 2)];"
         "print(hashlib.sha256(repr(told).encode()).hexdigest())"
     )
     digests = [
-        subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
-        for seed in ("1", "2")
+        subprocess.check_output([sys.executable, "-c", code, *before], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed, before in [("1", []), ("2", ["sw"])]
     ]
     assert digests[0] == digests[1]
 
@@ -124,6 +126,10 @@ def test_foreign_words_are_found_and_loans_allowed():
 def test_values_are_rendered_by_the_rules_of_the_language():
     assert render(("percent", 12.5), "de", {}) == "12,5\N{NO-BREAK SPACE}%"
     assert render(("date", (1999, 1, 1)), "es", {}) == "1 de enero de 1999"
+    assert render(("date", (1999, 1, 1)), "fr", {}) == "1er janvier 1999"
+    assert render(("date", (1999, 1, 11)), "fr", {}) == "11 janvier 1999"
+    assert render(("list", (("language", "es"), ("language", "en"))), "es", {}) == "español e inglés"
+    assert render(("list", (("language", "en"), ("language", "es"))), "es", {}) == "inglés y español"
     assert render(("list", (("weekday", 5), ("weekday", 6))), "nl", {}) == "zaterdag en zondag"
     assert render(("territory", "NL"), "en", {"territory": {"NL": "the Netherlands"}}) == "the Netherlands"
 

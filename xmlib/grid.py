@@ -11,23 +11,33 @@ from matplotlib.figure import Figure
 
 from xmlib.looks import INK, SOFT, save, style
 
+NOT_RUN = "not run"  # the first field of a row that has no numbers yet
 MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"  # superscripts that are characters; Unicode has no q
+TEX = {
+    "–": "--", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$",
+    "·": r"$\cdot$", "°": r"\textdegree{}", "§": r"\S{}", "†": r"$\dagger$", "₂": "$_2$", "…": r"\dots{}",
+    "“": "``", "”": "''", "’": "'", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+}  # fmt: skip
 
 
 @dataclass
 class Cell:
-    """One field. `mark` is its superscript, `fill` a background colour or nothing."""
+    """One field. `mark` is its superscript, `fill` a background colour or nothing, `origin` what is known of it."""
 
     text: str
     bold: bool = False
     grey: bool = False
     mark: str = ""
     fill: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Grid:
-    """A table ready to be drawn. The first column is text and the others are numbers; `rules` get a line above them."""
+    """A table ready to be drawn. The first column is text and the others are numbers.
+
+    A row of a single cell is a heading. `rules` are the rows that get a line above them.
+    """
 
     header: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
@@ -42,15 +52,19 @@ class Grid:
             save(self.figure(), path.with_suffix(".png")),
         ]
 
+    def lines(self) -> list[list[Cell]]:
+        """The rows, with headings filled up to the full width."""
+        return [row + [Cell("")] * (len(self.header) - len(row)) for row in self.rows]
+
     def markdown(self) -> str:
-        """Padded, so that it reads well as text too. Grey becomes italic."""
+        """Padded, so that it reads well as text too. Grey becomes italic, a heading bold."""
 
         def text(cell: Cell) -> str:
             words = cell.text.strip()
-            around = "**" if cell.bold else "*" if cell.grey and words.strip("–") else ""
+            around = "*" * (2 * cell.bold + cell.grey) if words.strip("–") else ""
             return f"{around}{words}{around}{cell.mark}"
 
-        lines = [self.header, *([text(cell) for cell in row] for row in self.rows)]
+        lines = [self.header, *([text(cell) for cell in row] for row in self.lines())]
         widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(self.header))]
         lines = _padded(lines, widths)
         rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -59,7 +73,7 @@ class Grid:
 
     def text(self) -> str:
         """For a terminal: turned on its side, so that many languages fit, and without the grey rows."""
-        rows = [row for row in self.rows if not row[0].grey]
+        rows = [row for row in self.rows if len(row) > 1 and not row[0].grey and row[1].text != NOT_RUN]
         columns = [[name, *(row[i].text.rstrip(f" {MARKS}") for row in rows)] for i, name in enumerate(self.header)]
         widths = [max(len(column[i]) for column in columns) for i in range(len(rows) + 1)]
         body = "\n".join("  ".join(line).rstrip() for line in _padded(columns, widths))
@@ -78,23 +92,28 @@ class Grid:
         lines = [" & ".join(tex(name) for name in self.header) + r" \\", r"\midrule"]
         for number, row in enumerate(self.rows):
             lines += [r"\midrule"] if number in self.rules else []
-            lines.append(" & ".join(text(cell) for cell in row) + r" \\")
-        body = "\n".join(lines)
+            heading = len(row) == 1 and len(self.header) > 1
+            body = (
+                rf"\multicolumn{{{len(self.header)}}}{{l}}{{{text(row[0])}}}" if heading else " & ".join(map(text, row))
+            )
+            lines.append(body + r" \\")
+        table = "\n".join(lines)
         return (
             "% \\usepackage{booktabs} \\usepackage[table]{xcolor} \\usepackage{graphicx}\n"
             "\\begin{table*}\n\\centering\n\\resizebox{\\textwidth}{!}{%\n"
             f"\\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}\n\\toprule\n"
-            f"{body}\n\\bottomrule\n\\end{{tabular}}}}\n"
+            f"{table}\n\\bottomrule\n\\end{{tabular}}}}\n"
             f"\\caption{{{tex(self.caption)}}}\n\\end{{table*}}\n"
         )
 
     def figure(self) -> Figure:
         """The table as a picture: three rules, shaded cells, the caption below."""
         line, letter, gap, note = 0.25, 0.079, 0.2, 0.17  # inches: a row, a character, between columns, a caption line
-        texts = [[Cell(name) for name in self.header], *self.rows]
+        texts = [[Cell(name) for name in self.header], *self.lines()]
         room = 0.6 * letter * max(len(cell.mark) for row in texts for cell in row[1:])  # for superscripts, to the right
         widths = [
-            gap + letter * max(len(row[i].text) for row in texts) + (room if i else 0) for i in range(len(texts[0]))
+            gap + (room if i else 0) + letter * max(len(row[i].text) for row in texts[:1] + self.rows if len(row) > 1)
+            for i in range(len(texts[0]))
         ]
         rights = np.cumsum(widths)
         width = max(rights[-1], 4.5)
@@ -126,8 +145,8 @@ class Grid:
 def tex(text: str) -> str:
     """Text for LaTeX: special characters escaped, superscript letters as letters."""
     letters = {mark: unicodedata.normalize("NFKD", mark) for mark in MARKS}
-    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}
-    return "".join((letters | special).get(char, char) for char in text)
+    special = {char: f"\\{char}" for char in "&%$#_{}"} | {char: f"${char}$" for char in "<>"}
+    return "".join((letters | special | TEX).get(char, char) for char in text)
 
 
 def write_text(path: Path, text: str) -> Path:

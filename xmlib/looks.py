@@ -1,4 +1,4 @@
-"""How tables and figures look: colours, fonts, sizes, and files that are the same whenever they are drawn again.
+"""How tables and figures look: colours, fonts, how numbers are written, and files that come out the same every time.
 
 A system has the same colour, marker and place everywhere; languages keep the order of the paper's tables.
 """
@@ -10,22 +10,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 # System → colour and marker, in the order of every table and legend. The colours are those of Okabe and Ito, made to be
 # told apart by people who see colours differently; related systems share a hue.
 SYSTEMS = {
     "BM25": ("#6E6E6E", "X"),
-    "mT5-base": ("#CC79A7", "v"),
-    "mMiniLM-L6": ("#A35083", "<"),
+    "mT5": ("#CC79A7", "v"),
+    "mMiniLM": ("#A35083", "<"),
     "mono-XM": ("#6B2C58", ">"),
     "DPR-X": ("#56B4E9", "p"),
-    "mE5-base": ("#009E73", "P"),
+    "mE5": ("#009E73", "P"),
     "DPR-XM": ("#0072B2", "s"),
     "mColBERT": ("#E69F00", "D"),
     "ColBERT-XM with English adapters": ("#F0A27A", "^"),
     "ColBERT-XM": ("#D55E00", "o"),
 }
+FAMILIES = {
+    "Lexical systems": ("BM25",),
+    "Cross-encoders": ("mT5", "mMiniLM", "mono-XM"),
+    "Single-vector bi-encoders": ("DPR-X", "mE5", "DPR-XM"),
+    "Multi-vector bi-encoders": ("mColBERT", "ColBERT-XM with English adapters", "ColBERT-XM"),
+}
+PRINTED = {"mT5": "mT5-base", "mMiniLM": "mMiniLM-L6", "mE5": "mE5-base"}  # our name → the paper's, where they differ
+OURS = {printed: name for name, printed in PRINTED.items()}
+METRICS = {"mrr": "MRR", "recall": "R", "ndcg": "nDCG"}
 INK, SOFT, FAINT = "#222222", "#7A7A7A", "#D9D9D9"
 SEEN, UNSEEN = "#FBE3CF", "#DCEBF7"  # languages met in training, and zero-shot ones: orange and blue, as in the paper
 
@@ -36,13 +46,18 @@ def in_order(names: Sequence[str], order: Sequence[str]) -> list[str]:
     return [name for name in order if name in there] + [name for name in there if name not in order]
 
 
+def family(system: str) -> str:
+    """The heading that a system stands under in Table 1."""
+    return next((name for name, systems in FAMILIES.items() if system in systems), "Other systems")
+
+
 def colour(system: str) -> str:
-    return SYSTEMS.get(system, (INK, "o"))[0]
+    return SYSTEMS.get(OURS.get(system, system), (INK, "o"))[0]
 
 
 def mark(system: str, size: float) -> dict:
     """How a system's dot is drawn; a white edge keeps dots apart that touch."""
-    fill, shape = SYSTEMS.get(system, (INK, "o"))
+    fill, shape = SYSTEMS.get(OURS.get(system, system), (INK, "o"))
     return dict(color=fill, marker=shape, ms=size, mec="white", mew=0.7, ls="none", zorder=3)
 
 
@@ -80,6 +95,60 @@ def style():
             "svg.fonttype": "path",
         }
     )
+
+
+def score(value: float) -> str:
+    """0.372 → "37.2"; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def metric_name(metric: str) -> str:
+    name, _, cut = metric.partition("@")
+    return f"{METRICS[name]}@{cut}"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, or all that stand before the point: 7.5, 230.4 → 230, 0.000123."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else np.format_float_positional(value, 4, fractional=False, trim="-")
+
+
+def millions(value: float, tenths: bool = True) -> str:
+    """6.4 → "6.4M", 0.0064 → "6.4k"; without tenths 86 → "86M"."""
+    if value < 1:
+        return f"{1000 * value:.1f}k"
+    return f"{value:.1f}M" if tenths or value < 10 else f"{value:.0f}M"
+
+
+def size(count: float) -> str:
+    """Bytes, in thousands as on a disk: 28e9 → "28 GB", 1.2e9 → "1.2 GB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+
+
+def duration(hours: float) -> str:
+    for unit, seconds in (("h", 3600), ("min", 60)):
+        if hours * 3600 >= seconds:
+            return f"{digits(hours * 3600 / seconds)} {unit}"
+    return f"{digits(hours * 3600)} s"
+
+
+def energy(kwh: float) -> str:
+    return f"{digits(kwh)} kWh" if kwh >= 0.1 else f"{digits(1000 * kwh)} Wh"
+
+
+def counts(values) -> str:
+    """ "200", or "200 to 916" where they differ."""
+    least, most = int(min(values)), int(max(values))
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def banner(profile: str) -> str:
+    """What a caption begins with where numbers only show that everything runs: nobody shall quote a demo."""
+    return f"{profile.upper()}. " if profile in ("smoke", "demo") else ""
 
 
 def figure(width: float, height: float):

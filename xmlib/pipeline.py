@@ -6,16 +6,19 @@ an earlier build was cut off. Models lie in `runs/models/`.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from xmlib import languages, pretraining, systems, training
+from xmlib import languages, pretraining, processes, systems, training
+from xmlib.carbon import Meter
 from xmlib.data.collection import Collection
 from xmlib.data.sources import collection_languages, find_folder, open_collection
 from xmlib.data.triples import Triples, mine
@@ -53,7 +56,8 @@ class Training:
     pretrain_join: bool = False  # lay loose sentences end to end, for text that has no passages
     negatives_per_query: int = 8
     negatives_depth: int = 30  # results among which a hard negative may be found
-    query_length: int = 20  # n of Eq. 5
+    query_length: int = 40  # n of Eq. 5
+    augment_queries: bool = False  # fill queries up to n with [M], as the paper does
     passage_length: int = 128  # m
     dim: int = 64  # of a token vector
     steps: int = 200
@@ -115,10 +119,39 @@ class Training:
     @cached_property
     def colbert(self) -> Path:
         """ColBERT-XM."""
-        recipe = Recipe(self.steps, self.batch_size, self.rate, seed=self.seed)
-        layout = Layout(self.query_length, self.passage_length)
-        settings = dict(own_negatives=self.own_negatives, progress=self.progress, dim=self.dim)
-        return finetuned("colbert-xm", self.encoder, self.examples, recipe, layout, **settings)
+        return self.colbert_after(self.steps)
+
+    def colbert_after(self, steps: int) -> Path:
+        """ColBERT-XM trained for `steps` with the same rates up and down, for Table 4 and Figure 3."""
+        recipe = Recipe(steps, self.batch_size, self.rate, seed=self.seed)
+        return finetuned("colbert-xm", self.encoder, self.examples, recipe, self.layout, **self._colbert_settings)
+
+    def colbert_snapshots(self, steps: Sequence[int]) -> list[Path]:
+        """One run of ColBERT-XM over the largest of `steps`, saved after each of them."""
+        recipe = Recipe(max(steps), self.batch_size, self.rate, seed=self.seed)
+        last, folders = None, {}
+        for step in sorted(steps):
+            last = finetuned(
+                "colbert-xm",
+                self.encoder,
+                self.examples,
+                recipe,
+                self.layout,
+                **self._colbert_settings,
+                stop=step,
+                after=last,
+            )
+            folders[step] = last
+        return [folders[step] for step in steps]
+
+    @property
+    def layout(self) -> Layout:
+        """What ColBERT-XM sees of a text."""
+        return Layout(self.query_length, self.passage_length, augment_queries=self.augment_queries)
+
+    @property
+    def _colbert_settings(self) -> dict:
+        return dict(own_negatives=self.own_negatives, progress=self.progress, dim=self.dim)
 
     @cached_property
     def dpr(self) -> Path:
@@ -129,17 +162,19 @@ class Training:
         return finetuned("dpr-xm", self.encoder, self.examples, recipe, layout, **settings, pooling=self.pooling)
 
     @cached_property
-    def systems(self) -> dict[str, System]:
-        """The rows of a table, by name: BM25, both retrievers, and ColBERT-XM with every text sent through English."""
-        rows = [
-            System("BM25", "bm25"),
-            System("DPR-XM", "dpr-xm", self.dpr),
-            System("ColBERT-XM", "colbert-xm", self.colbert),
-            System(
-                "ColBERT-XM with English adapters", "colbert-xm", self.colbert, adapters=languages.TRAINING_LANGUAGE
-            ),
-        ]
-        return {system.name: system for system in rows}
+    def retrievers(self) -> tuple[Path, Path]:
+        """ColBERT-XM and DPR-XM, trained side by side where there are two cores."""
+        _ = self.examples  # which both need
+        with processes.beside(attrgetter("dpr"), replace(self, progress=False)):
+            _ = self.colbert
+        return self.colbert, self.dpr
+
+    @cached_property
+    def systems(self) -> Mapping[str, System]:
+        """Every row of the tables, by name; the checkpoint of a row is made when it is first asked for."""
+        from xmlib.baselines import Systems  # which stands on this module
+
+        return Systems(self)
 
 
 @dataclass(frozen=True)
@@ -221,13 +256,19 @@ def finetuned(
     own_negatives: bool = True,
     scale: float = 1.0,
     progress: bool = True,
+    stop: int | None = None,
+    after: Path | None = None,
     **sizes,
 ) -> Path:
     """A retriever of `kind` ("colbert-xm" or "dpr-xm") trained on English triples, over a pre-trained encoder.
 
-    `sizes`: `dim` of the token vectors for ColBERT-XM, `pooling` for DPR-XM.
+    `sizes`: `dim` of the token vectors for ColBERT-XM, `pooling` for DPR-XM. With `stop` the run is broken off after
+    so many of the recipe's steps and keeps its checkpoint; a later stop of the same run goes on from there, if it gets
+    that folder as `after`. Where it starts from never changes the result.
     """
     settings = {"own_negatives": own_negatives, "scale": scale, **sizes}
+    if stop is not None and stop < recipe.steps:
+        settings["stop"] = stop
     inputs = {
         "kind": kind,
         "encoder": fingerprint(encoder),
@@ -241,8 +282,11 @@ def finetuned(
         torch.manual_seed(recipe.seed)  # the projection starts at random
         classes = {"colbert-xm": ColbertXM, "dpr-xm": DprXM}
         model = classes[kind].from_encoder(encoder, layout=layout, **sizes).to(_device())
-        loop = training.finetune(model, examples, recipe, folder / CHECKPOINT, own_negatives, scale, progress)
-        _finish(loop, folder)
+        checkpoint = folder / CHECKPOINT
+        if after is not None and (after / CHECKPOINT).exists() and not checkpoint.exists():
+            shutil.copyfile(after / CHECKPOINT, checkpoint)
+        loop = training.finetune(model, examples, recipe, checkpoint, own_negatives, scale, progress)
+        _finish(loop, folder, stop)
         model.record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
         model.save(folder)
 
@@ -254,9 +298,13 @@ def read_log(folder: Path) -> pd.DataFrame:
     return pd.read_csv(Path(folder) / LOG)
 
 
-def _finish(loop: Loop, folder: Path) -> None:
-    pd.DataFrame(loop.run()).to_csv(folder / LOG, index=False)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+def _finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
+    with Meter() as meter:
+        log = loop.run(stop)
+    meter.save(folder)
+    pd.DataFrame(log).to_csv(folder / LOG, index=False)
+    if loop.step == loop.recipe.steps:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _identity(recipe: Recipe) -> dict:

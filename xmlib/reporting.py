@@ -22,142 +22,84 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from xmlib import looks, reported
-from xmlib.grid import MARKS, Cell, Grid, write_text
+from xmlib import looks, reported, tables
+from xmlib.grid import Cell, Grid, write_text
 from xmlib.languages import LANGUAGES, TRAINING_LANGUAGE
-from xmlib.looks import FAINT, INK, SEEN, SOFT, SYSTEMS, UNSEEN, colour, footnote, in_order, mark, save_pair, style
+from xmlib.looks import (
+    FAINT,
+    INK,
+    SOFT,
+    SYSTEMS,
+    banner,
+    colour,
+    counts,
+    footnote,
+    in_order,
+    mark,
+    metric_name,
+    save_pair,
+    style,
+)  # fmt: skip
 from xmlib.paths import FIGURES
+from xmlib.tables import LEVEL
 
-LEVEL = 0.05  # of significance
 FIGURE_4 = ("DPR-XM", "ColBERT-XM")  # the two systems that it compares
-METRICS = {"mrr": "MRR", "recall": "R", "ndcg": "nDCG"}
-COLLECTIONS = {"mmarco": "mMARCO small dev", "mrtydi": "Mr. TyDi test"}  # what the paper's numbers belong to
-FILLS = {"yes": SEEN, "no": UNSEEN, "": ""}
-TEXT_COLUMNS = ("system", "lang", "better_than", "trained_on_lang", "q_token", "d_token", "title", "caption")
+TEXT_COLUMNS = {
+    *("source", "row", "system", "lang", "metric", "better_than", "trained_on_lang", "profile", "collection", "split"),
+    *("model", "seed", "device", "commit", "engine", "hardware", "what", "how", "basis", "title", "caption"),
+    *("q_token", "d_token", "multi_system", "single_system"),
+}
 NOT_FROM_ZERO = "(the axis does not start at 0)"
 
 
-# --- results per language as a table
+# --- the paper's tables
 
 
 def main_table(
     rows: pd.DataFrame,
     profile: str,
     significance: Mapping[tuple[str, str], pd.DataFrame] | None = None,
-    metric: str = "mrr@10",
+    metric: str | Sequence[str] = "mrr@10",
     table: int | None = 1,
     stem: str = "tab1_mmarco",
+    training: pd.DataFrame | None = None,
 ) -> list[Path]:
     """One row per system, one column per language; what the paper's Table `table` prints in grey, in rows of its own.
 
-    With `table=None` nothing of the paper's stands beside ours.
-
-    `significance` maps the names of two systems (a, b) to their comparison.
+    With `table=None` nothing of the paper's stands beside ours; with none of ours, each system of the paper is marked
+    as not run. Several metrics stand one below the other. `significance` maps the names of two systems (a, b) to their
+    comparison by the first metric. `training` has a row per trained system with the columns `tables.TRAINING`: the
+    first columns of Table 1. Where `rows` have a column `examples` there is a row for each number of them (Table 4).
     """
-    rows = _choose(rows, profile, metric)
-    beaten = _beaten(significance or {})
-    origin = dict(metric=metric, profile=profile, collection=_only(rows, "collection"), split=_only(rows, "split"))
-    cells = []
-    for (system, lang), group in rows.groupby(["system", "lang"], sort=False):
-        cells.append(
-            dict(source="ours", system=system, lang=lang, value=group["value"].mean(), **origin)
-            | dict(trained_on_lang="" if system == "BM25" else "yes" if lang == TRAINING_LANGUAGE else "no")
-            | dict(better_than=";".join(beaten.get((system, lang), [])), table=table)
-            | dict(n_queries=group["n_queries"].iloc[0], n_seeds=group["seed"].nunique())
-        )
-    for row in reported.rows(table) if table else []:
-        if row["metric"] == metric and row["lang"]:
-            trained = "" if row["system"] == "BM25" else {True: "yes", False: "no", None: ""}[row["trained_on_lang"]]
-            cells.append(
-                dict(source="paper", system=row["system"], lang=row["lang"], value=row["value"] / 100, metric=metric)
-                | dict(trained_on_lang=trained, collection=row["setting"], table=table)
-            )
-    path = write_csv(pd.DataFrame(cells), profile, stem)
-    return [path, *draw_main_table(path)]
-
-
-def draw_main_table(path: Path) -> list[Path]:
-    return main_grid(path).save(path)
+    metrics = [metric] if isinstance(metric, str) else list(metric)
+    cells = tables.by_language(rows, profile, significance or {}, metrics, table, training)
+    path = write_csv(cells, profile, stem)
+    return [path, *draw_table(path)]
 
 
 def main_grid(path: Path) -> Grid:
     """The table in a file that `main_table` wrote."""
-    cells = read_csv(path)
-    ours, paper = (cells[cells["source"] == source] for source in ("ours", "paper"))
-    languages, systems = in_order(ours["lang"], LANGUAGES), in_order(ours["system"], SYSTEMS)
-    values = ours.pivot(index="system", columns="lang", values="value").reindex(index=systems, columns=languages)
-    others = [lang for lang in languages if lang != TRAINING_LANGUAGE]
-    if len(languages) > 1:
-        averages = {"avg": languages} | ({"zero-shot": others} if 1 < len(others) < len(languages) else {})
-        for name, over in averages.items():
-            values[name] = values[over].mean(axis=1, skipna=False)
-    best = values.map(score).eq(values.max().map(score)) & values.notna() & (len(systems) > 1)
-    details = ours.set_index(["system", "lang"])
-    letters = dict(zip(systems, MARKS, strict=False)) if any(ours["better_than"]) else {}
-
-    grid = Grid(["", *values.columns], caption=_main_caption(ours, paper, list(values.columns)))
-    for system in systems:
-        line = [Cell(f"{system} {letters.get(system, '')}".strip())]
-        for column in values.columns:
-            cell = Cell(score(values.loc[system, column]), bold=bool(best.loc[system, column]))
-            if (system, column) in details.index:
-                detail = details.loc[system, column]
-                cell.fill = FILLS[detail["trained_on_lang"]]
-                cell.mark = "".join(letters[name] for name in systems if name in detail["better_than"].split(";"))
-            line.append(cell)
-        grid.rows.append(line)
-        if system in set(paper["system"]):
-            grid.rows.append(_paper_line(paper, system, "    paper", values.columns))
-    rest = [system for system in in_order(paper["system"], SYSTEMS) if system not in systems]
-    grid.rules += [len(grid.rows)] if rest else []
-    grid.rows += [_paper_line(paper, system, f"{system}, paper", values.columns) for system in rest]
-    return grid
+    return tables.draw_by_language(read_csv(path))
 
 
-def _paper_line(paper: pd.DataFrame, system: str, label: str, columns: Sequence[str]) -> list[Cell]:
-    printed = paper[paper["system"] == system].set_index("lang").reindex(columns)
-    fills = printed["trained_on_lang"].fillna("").map(FILLS)
-    cells = [Cell(score(value), grey=True, fill=fill) for value, fill in zip(printed["value"], fills, strict=True)]
-    return [Cell(label, grey=True), *cells]
+def energy_table(ledger: pd.DataFrame, profile: str, intensity: float, stem: str = "tab3_energy") -> list[Path]:
+    """Table 3: what training took, and what of the paper's products can be had again. See `carbon`."""
+    path = write_csv(tables.energy(ledger, profile, intensity), profile, stem)
+    return [path, *draw_table(path)]
 
 
-def _main_caption(ours: pd.DataFrame, paper: pd.DataFrame, columns: list[str]) -> str:
-    first, n = ours.iloc[0], ours["lang"].nunique()
-    seeds = int(ours["n_seeds"].max())
-    text = [
-        f"{banner(first['profile'])}{metric_name(first['metric'])} × 100 on {first['collection']}, {first['split']}; "
-        f"{_range(ours['n_queries'])} queries per language{f'; mean of {seeds} seeds' if seeds > 1 else ''}."
-    ]
-    if "zero-shot" in columns:
-        text.append(f"avg: all {n} languages, English included; zero-shot: the {n - 1} others.")
-    elif "avg" in columns:
-        text.append(
-            f"avg: all {n} languages, English {'included' if TRAINING_LANGUAGE in columns else 'not among them'}."
-        )
-    if ours["system"].nunique() > 1:
-        text.append("Bold: best of ours.")
-    if any(ours["better_than"]):
-        text.append(f"Superscripts: better than that system, paired test, p < {LEVEL} with Holm's correction.")
-    if any(ours["trained_on_lang"]):
-        text.append("Orange: language seen in training; blue: zero-shot.")
-    if len(paper):
-        printed = paper.iloc[0]
-        text.append(
-            f"Grey: printed in the paper's Table {int(printed['table'])}, on {COLLECTIONS[printed['collection']]}; "
-            f"its avg is over its own {paper['lang'].nunique() - 1} languages."
-        )
-    return " ".join(text)
+def energy_grid(path: Path) -> Grid:
+    return tables.draw_energy(read_csv(path))
 
 
-def _beaten(significance: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], list[str]]:
-    """(system, language) → the systems it is significantly better than."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for (a, b), comparison in significance.items():
-        for row in comparison.itertuples():
-            if row.p_holm < LEVEL:
-                better, worse = (b, a) if row.difference > 0 else (a, b)
-                found.setdefault((better, row.lang), []).append(worse)
-    return found
+def efficiency_table(rows: pd.DataFrame, profile: str, stem: str = "tab5_efficiency") -> list[Path]:
+    """Table 5: `rows` have at least the columns system, engine, metric (of `tables.EFFICIENCY`), value and profile."""
+    path = write_csv(tables.efficiency(rows, profile), profile, stem)
+    return [path, *draw_table(path)]
+
+
+def efficiency_grid(path: Path) -> Grid:
+    return tables.draw_efficiency(read_csv(path))
 
 
 # --- any other table
@@ -169,12 +111,22 @@ def write_table(frame: pd.DataFrame, profile: str, stem: str, caption: str) -> l
     return [path, *draw_table(path)]
 
 
-def draw_table(path: Path) -> list[Path]:
+def plain_grid(path: Path) -> Grid:
     frame = read_csv(path)
     grid = Grid([name for name in frame.columns if name != "caption"], caption=frame["caption"].iloc[0])
     columns = [_texts(frame[name]) for name in grid.header]
     grid.rows = [[Cell(text) for text in row] for row in zip(*columns, strict=True)]
-    return grid.save(path)
+    return grid
+
+
+def draw_table(path: Path) -> list[Path]:
+    """Any table, from its CSV file: .md, .tex and .png."""
+    return grid_of(path).save(path)
+
+
+def grid_of(path: Path) -> Grid:
+    """What a table's CSV file shows; the beginning of its name tells how it is drawn."""
+    return GRIDS[max((prefix for prefix in GRIDS if path.name.startswith(prefix)), key=len)](path)
 
 
 def _texts(column: pd.Series) -> list[str]:
@@ -200,7 +152,7 @@ def single_vs_multi(
 
     Any other pair of `systems` is drawn the same way, under a `title` of its own and without the paper's margins.
     """
-    rows = _choose(rows, profile, metric)
+    rows = tables.choose(rows, profile, [metric])
     for system in systems:
         if system not in set(rows["system"]):
             raise ValueError(f"no row of {system!r}; systems there: {', '.join(rows['system'].unique())}")
@@ -211,7 +163,9 @@ def single_vs_multi(
         dict(lang=languages, single=values.loc[languages, systems[0]], multi=values.loc[languages, systems[1]])
         | dict(p_holm=comparison.set_index("lang").loc[languages, "p_holm"], n_queries=rows["n_queries"].iloc[0])
         | dict(single_system=systems[0], multi_system=systems[1], metric=metric, profile=profile, title=title)
-        | dict(collection=_only(rows, "collection"), split=_only(rows, "split"), n_seeds=rows["seed"].nunique())
+        | dict(
+            collection=tables.only(rows, "collection"), split=tables.only(rows, "split"), n_seeds=rows["seed"].nunique()
+        )
     )
     path = write_csv(frame, profile, stem)
     return [path, *draw_single_vs_multi(path)]
@@ -248,7 +202,7 @@ def draw_single_vs_multi(path: Path) -> list[Path]:
         ax.set_title(f"{banner(first['profile'])}{first['title']}: {first['collection']}, {first['split']}", pad=18)
         seeds = f", mean of {first['n_seeds']} seeds" if first["n_seeds"] > 1 else ""
         note = (
-            f"Numbers: {names[1]} minus {names[0]}{seeds}; {_range(frame['n_queries'])} queries per language. "
+            f"Numbers: {names[1]} minus {names[0]}{seeds}; {counts(frame['n_queries'])} queries per language. "
             f"° not significant (paired test, p ≥ {LEVEL} with Holm's correction)."
         )
         if names == FIGURE_4:
@@ -271,14 +225,171 @@ def _dumbbell(ax, x: float, names: Sequence[str], values: Sequence[float], certa
     ax.annotate(label, (x, max(values)), (0, 8 if large else 6), **look, **offset)
 
 
+def examples_curve(
+    scaling: pd.DataFrame, results: pd.DataFrame, profile: str, stem: str = "fig3_examples"
+) -> list[Path]:
+    """Figure 3: averages over languages against the number of training examples, the paper's above ours.
+
+    `scaling` are result rows with a column `examples`. mE5, trained on all it ever saw, is a line across; the paper
+    prints its MRR@10 alone. Ours is taken from `results`, over the same languages.
+    """
+    cells = []
+    for row in reported.rows(4):
+        if row["lang"] == "avg":
+            examples = float(row["setting"].split("M")[0])
+            cells.append(dict(source="paper", system="ColBERT-XM", metric=row["metric"], examples_millions=examples))
+            cells[-1] |= dict(value=row["value"] / 100, n_languages=14, collection="mMARCO small dev", profile="")
+    printed = next(row["value"] for row in reported.rows(1) if row["system"] == "mE5-base" and row["lang"] == "avg")
+    cells.append(cells[0] | dict(system="mE5", metric="mrr@10", examples_millions=None, value=printed / 100))
+    ours = scaling[scaling["profile"] == profile]
+    if len(ours):
+        langs, where = (
+            set(ours["lang"]),
+            dict(source="ours", collection=tables.only(ours, "collection"), profile=profile),
+        )
+        for (metric, examples), group in ours.groupby(["metric", "examples"]):
+            made = dict(system="ColBERT-XM", metric=metric, examples_millions=examples / 1e6)
+            cells.append(where | made | dict(value=group["value"].mean(), n_languages=group["lang"].nunique()))
+        same = results.query("system == 'mE5' and profile == @profile and collection == @where['collection']")
+        for metric, group in same[same["lang"].isin(langs)].groupby("metric"):
+            if set(group["lang"]) == langs:
+                cells.append(
+                    where | dict(system="mE5", metric=metric, value=group["value"].mean(), n_languages=len(langs))
+                )
+    path = write_csv(pd.DataFrame(cells), profile, stem)
+    return [path, *draw_examples_curve(path)]
+
+
+def draw_examples_curve(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    sources = [source for source in ("paper", "ours") if source in set(frame["source"])]
+    metrics = [metric for metric in dict.fromkeys(frame["metric"]) if metric in set(frame["metric"])]
+    with style():
+        fig = Figure(figsize=(2.15 * len(metrics) + 0.6, 2.35 * len(sources) + 0.35), layout="constrained")
+        for axes, source in zip(fig.subplots(len(sources), len(metrics), squeeze=False), sources, strict=True):
+            block = frame[frame["source"] == source]
+            for ax, metric in zip(axes, metrics, strict=True):
+                _example_panel(ax, block[block["metric"] == metric], metric)
+            first = block.iloc[0]
+            who = "The paper" if source == "paper" else f"{banner(first['profile'])}Ours"
+            axes[0].set_ylabel(f"{who}\n{first['collection']}, average of {first['n_languages']:.0f}", fontsize=8)
+        note = "Scores × 100; no axis starts at 0. Dashed: mE5, of which the paper prints MRR@10 alone."
+        footnote(fig, note + ("" if "ours" in sources else " Ours: not run."))
+    return save_pair(fig, path)
+
+
+def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
+    """One metric: a curve over the number of examples, and mE5 as a line across."""
+    curve = cells[cells["system"] == "ColBERT-XM"].sort_values("examples_millions")
+    x, y = curve["examples_millions"], 100 * curve["value"]
+    ax.plot(x, y, color=colour("ColBERT-XM"), lw=1.6)
+    ax.plot(x, y, **mark("ColBERT-XM", 5.5))
+    for at, value in zip(x, y, strict=True):
+        ax.annotate(f"{value:.1f}", (at, value), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    for value in 100 * cells.loc[cells["system"] == "mE5", "value"]:
+        ax.axhline(value, color=colour("mE5"), lw=1.1, ls=(0, (4, 3)), zorder=1)
+        beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5"))
+        ax.annotate(f"mE5 {value:.1f}", (0.55, value), xycoords=("axes fraction", "data"), **beside)
+    ax.locator_params(axis="y", nbins=5)
+    ax.set_xticks(x, [looks.millions(value) for value in x], fontsize=6.5)
+    ax.margins(x=0.14, y=0.3)
+    ax.set_title(metric_name(metric))
+
+
+def quality_by_energy(
+    cells: pd.DataFrame, results: pd.DataFrame, profile: str, metric: str = "mrr@10", stem: str = "fig5_energy"
+) -> list[Path]:
+    """What training took, and what came of it. `cells` are those of Table 3 (`tables.energy`).
+
+    The score is the average over all languages of the paper's Table 1, or of ours.
+    """
+    printed = {row["system"]: float(row["value"]) / 100 for row in reported.rows(1) if row["lang"] == "avg"}
+    chosen = results[(results["profile"] == profile) & (results["metric"] == metric)]
+    ours = chosen.groupby("system")["value"].mean()
+    frame = cells[["source", "system", "what", "basis", "energy_kwh"]].assign(metric=metric, profile=profile)
+    fine_tuned = frame["what"].fillna("").isin(("", "fine-tuning"))
+    scores = [printed.get(row.system) if row.source == "paper" else ours.get(row.system) for row in frame.itertuples()]
+    frame["value"] = pd.Series(scores, index=frame.index, dtype=float).where(fine_tuned)
+    frame["collection"] = np.where(
+        frame["source"] == "paper", "mMARCO small dev", ", ".join(chosen["collection"].unique())
+    )
+    path = write_csv(frame, profile, stem)
+    return [path, *draw_quality_by_energy(path)]
+
+
+def draw_quality_by_energy(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    sources = [source for source in ("paper", "ours") if source in set(frame["source"])]
+    bars = {source: frame[frame["source"] == source].groupby(["system", "what"], sort=False) for source in sources}
+    heights = [0.27 * bars[source].ngroups + 0.95 for source in sources]
+    with style():
+        fig = Figure(figsize=(8.6, sum(heights) + 0.5), layout="constrained")
+        grid = fig.subplots(len(sources), 2, squeeze=False, height_ratios=heights, width_ratios=(1.25, 1))
+        for (left, right), source in zip(grid, sources, strict=True):
+            block = frame[frame["source"] == source]
+            who = "The paper" if source == "paper" else f"{banner(block['profile'].iloc[0])}Ours"
+            _energy_bars(left, bars[source], f"{who}: energy of training")
+            _energy_dots(right, block, f"{who}: quality by energy")
+        footnote(fig, "Hatched: assumed, power from a data sheet × time. Solid: measured by a meter.")
+    return save_pair(fig, path)
+
+
+def _energy_bars(ax, groups, title: str) -> None:
+    """A bar per model: the measured part solid, the assumed part hatched, never one number for both."""
+    total = 0.0
+    for y, ((system, _), group) in enumerate(groups):
+        parts, start = group.groupby("basis")["energy_kwh"].sum(), 0.0
+        for basis in ("measured", "assumed"):
+            if basis in parts:
+                _bar(ax, y, start, parts[basis], system, hatched=basis == "assumed")
+                start += parts[basis]
+        words = ", ".join(
+            f"{looks.energy(parts[basis])} {basis}" for basis in ("measured", "assumed") if basis in parts
+        )
+        ax.annotate(words, (start, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+        total = max(total, start)
+    ax.set_yticks(range(groups.ngroups), [f"{system}, {what}" if what else system for system, what in groups.groups])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.45 * total)
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title(title)
+
+
+def _bar(ax, y: float, start: float, width: float, system: str, hatched: bool) -> None:
+    fill = dict(facecolor="white", hatch="/////") if hatched else dict(facecolor=colour(system))
+    ax.barh(y, width, left=start, height=0.62, edgecolor=colour(system), lw=1.0, **fill)
+
+
+def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
+    """Score against energy. What is measured and what is assumed of one model are two dots, solid and hatched."""
+    points = block.dropna(subset="value").groupby(["system", "basis"], sort=False)
+    for (system, basis), group in points:
+        x, y = group["energy_kwh"].sum(), 100 * group["value"].iloc[0]
+        fill = dict(facecolor=colour(system)) if basis == "measured" else dict(facecolor="white", hatch="//////")
+        ax.scatter([x], [y], s=90, marker=mark(system, 1)["marker"], edgecolor=colour(system), lw=1.2, zorder=3, **fill)
+        ax.annotate(system, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
+    if points.ngroups == 0:
+        ax.set_axis_off()
+        return
+    ax.set_xscale("log")
+    ax.margins(x=0.22, y=0.28)
+    first = block.iloc[0]
+    ax.set_xlabel("kWh (each step is a factor of 10)")
+    ax.set_ylabel(f"{metric_name(first['metric'])} × 100, average\n{NOT_FROM_ZERO}", fontsize=8)
+    ax.set_title(title)
+
+
 def per_language_dots(
     rows: pd.DataFrame, profile: str, stem: str, metric: str = "mrr@10", title: str = ""
 ) -> list[Path]:
     """One dot per system and language, every system in its own colour and marker."""
-    rows = _choose(rows, profile, metric)
+    rows = tables.choose(rows, profile, [metric])
     frame = rows.groupby(["system", "lang"], sort=False, as_index=False)["value"].mean()
     frame = frame.assign(
-        metric=metric, profile=profile, title=title or f"{_only(rows, 'collection')}, {_only(rows, 'split')}"
+        metric=metric,
+        profile=profile,
+        title=title or f"{tables.only(rows, 'collection')}, {tables.only(rows, 'split')}",
     )
     path = write_csv(frame, profile, stem)
     return [path, *draw_per_language_dots(path)]
@@ -395,15 +506,23 @@ _BESIDE = dict(xycoords=("axes fraction", "data"), textcoords="offset points", a
 
 
 # What draws a CSV file is decided by the longest of these that its name begins with.
+GRIDS: dict[str, Callable[[Path], Grid]] = {
+    "tab": plain_grid,
+    "tab1_": main_grid,
+    "tab2_": main_grid,
+    "tab3_": energy_grid,
+    "tab4_": main_grid,
+    "tab5_": efficiency_grid,
+    "tab_eval_": main_grid,
+}
 DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "tab": draw_table,
-    "tab1_": draw_main_table,
-    "tab2_": draw_main_table,
-    "tab_eval_": draw_main_table,
     "fig": draw_per_language_dots,
     "fig1_": draw_loss_curve,
     "fig2_": draw_token_similarity,
+    "fig3_": draw_examples_curve,
     "fig4_": draw_single_vs_multi,
+    "fig5_": draw_quality_by_energy,
 }
 
 
@@ -435,51 +554,15 @@ def write_csv(frame: pd.DataFrame, profile: str, stem: str) -> Path:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is missing, and a missing text is an empty one: "NA" and "null" are words like others."""
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(TEXT_COLUMNS, str))
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(sorted(TEXT_COLUMNS), str))
     return frame.fillna(dict.fromkeys(frame.select_dtypes(exclude="number").columns, ""))
 
 
 # --- small things that everything above shares
 
 
-def score(value: float) -> str:
-    """0.372 → "37.2"; a dash where there is none."""
-    return "–" if np.isnan(value) else f"{100 * value:.1f}"
-
-
-def metric_name(metric: str) -> str:
-    name, _, cut = metric.partition("@")
-    return f"{METRICS[name]}@{cut}"
-
-
-def banner(profile: str) -> str:
-    """What a caption begins with where numbers only show that everything runs: nobody shall quote a demo."""
-    return f"{profile.upper()}. " if profile in ("smoke", "demo") else ""
-
-
-def _choose(rows: pd.DataFrame, profile: str, metric: str) -> pd.DataFrame:
-    chosen = rows[(rows["profile"] == profile) & (rows["metric"] == metric)]
-    if chosen.empty:
-        have = sorted({f"{row.profile} {row.metric}" for row in rows.itertuples()})
-        raise ValueError(f"no result of profile {profile!r} with metric {metric!r}; have: {', '.join(have)}")
-    return chosen
-
-
-def _only(rows: pd.DataFrame, column: str) -> str:
-    """The one value of a column; a table must not mix, say, two collections."""
-    values = rows[column].unique()
-    if len(values) != 1:
-        raise ValueError(f"the rows mix several values of {column!r}: {', '.join(map(str, values))}; choose one")
-    return values[0]
-
-
 def _cut(text: str, most: int = 18) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _range(counts: pd.Series) -> str:
-    least, most = int(counts.min()), int(counts.max())
-    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _apart(heights: Sequence[float], least: float) -> list[float]:

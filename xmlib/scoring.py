@@ -63,6 +63,11 @@ def cosine(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(q_AH.float(), dim=-1) @ torch.nn.functional.normalize(d_BH.float(), dim=-1).T
 
 
+def inner(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
+    """Inner product of every pooled query with every pooled document: the cosine where both are of unit length."""
+    return q_AH.float() @ d_BH.float().T
+
+
 @cache
 def _fused_kernels() -> bool:
     """Whether the Triton kernels of late-interaction-kernels are installed."""

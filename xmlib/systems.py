@@ -1,11 +1,18 @@
 """The rows of the tables: what each system is, and how it ranks a collection.
 
-    run = rank(System("ColBERT-XM", "colbert-xm", model=folder), collection, k=100)
+    run = rank(PAPER["mE5-base"], collection, k=100)                           # the published checkpoint
+    run = rank(replace(PAPER["mE5-base"], model="folder"), collection, k=100)  # another one, same recipe
 
-Building an index and searching it are stages: done once for a system and a collection, and found again afterwards.
+`PAPER` is the table: in the paper's order, with the checkpoints that were published and the recipe of each. Where they
+cannot be downloaded, `xmlib.baselines` makes small ones of the same architecture.
+
+Building an index, searching it and re-ranking are stages: done once for a system and a collection, and found again
+afterwards.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,74 +22,203 @@ import torch
 from xmlib.data.collection import Collection
 from xmlib.evaluation import Run
 from xmlib.index import analysis
+from xmlib.languages import TRAINING_LANGUAGE
 from xmlib.paths import RUNS
-from xmlib.stages import fingerprint, stage
+from xmlib.stages import RECORD, fingerprint, stage
 
-KINDS = ("bm25", "dpr-xm", "colbert-xm")
+KINDS = {  # what runs a system → how it is called in the paper's tables
+    "bm25": "lexical",
+    "mono-t5": "cross-encoder",
+    "classifier": "cross-encoder",
+    "mono-xm": "cross-encoder",
+    "bi-encoder": "single-vector",
+    "dpr-xm": "single-vector",
+    "colbert": "multi-vector",
+    "colbert-xm": "multi-vector",
+}
 ENGINES = ("plaid", "exact")  # how token vectors are searched; pooled vectors and words have one engine each
 RUN_FILE = "run.trec"
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of a table. `model` is the folder of a finished stage; BM25 has none."""
+    """One row of a table. `model` is a folder or a hub id; BM25 has none."""
 
     name: str
     kind: str
-    model: Path | None = None
+    model: Path | str | None = None
     adapters: str | None = None  # the language whose adapters all text is routed through; None: its own
     engine: str = "plaid"
+    depth: int = 1000  # results of BM25 that a cross-encoder re-ranks
+    settings: dict = field(default_factory=dict)  # arguments with which the class of this kind opens the checkpoint
+    made: str = ""  # how the checkpoint was made, if that was here and in miniature; empty for a published one
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"{self.name}: kind {self.kind!r}; have: {', '.join(KINDS)}")
         if self.engine not in ENGINES:
             raise ValueError(f"{self.name}: engine {self.engine!r}; have: {', '.join(ENGINES)}")
+        if self.depth < 1:
+            raise ValueError(f"{self.name}: depth {self.depth}; at least one result has to be re-ranked")
         if (self.model is None) != (self.kind == "bm25"):
             raise ValueError(f"{self.name}: a {self.kind} system {'takes no' if self.model else 'needs a'} model")
+
+    @property
+    def group(self) -> str:
+        """lexical, cross-encoder, single-vector or multi-vector."""
+        return KINDS[self.kind]
 
     def route(self, lang: str) -> str:
         """The language whose adapters encode texts in `lang`."""
         return self.adapters or lang
 
 
+BM25 = System("BM25", "bm25")  # also what cross-encoders re-rank
+
+# What a row does not say is the default of its class in `models` or `crossencoders`.
+_ROWS = (
+    BM25,
+    System("mT5-base", "mono-t5", "unicamp-dl/mt5-base-mmarco-v2"),
+    System("mMiniLM-L6", "classifier", "unicamp-dl/mMiniLM-L6-v2-mmarco-v2"),
+    System("mono-XM", "mono-xm", "antoinelouis/mono-xm"),
+    # Which of this author's checkpoints, and how texts are pooled, is not said: [CLS] and dot product are DPR's.
+    System(
+        "DPR-X", "bi-encoder", "eugene-yang/dpr-xlmr-large-mtt-neuclir", settings=dict(pooling="cls", similarity="dot")
+    ),
+    System(
+        "mE5-base",
+        "bi-encoder",
+        "intfloat/multilingual-e5-base",
+        settings=dict(query_prefix="query: ", passage_prefix="passage: "),  # the mean, and cosine
+    ),
+    System("DPR-XM", "dpr-xm", "antoinelouis/dpr-xm"),
+    # ColBERT's first version: the defaults of its code, whose markers mBERT's vocabulary does not have.
+    System(
+        "mColBERT",
+        "colbert",
+        "vjeronymo2/mColBERT",
+        settings=dict(passage_length=180, query_marker="[unused0]", passage_marker="[unused1]")
+        | dict(attend_to_mask_tokens=False, mask_punctuation="colbert"),
+    ),
+    System("ColBERT-XM with English adapters", "colbert-xm", "antoinelouis/colbert-xm", adapters=TRAINING_LANGUAGE),
+    System("ColBERT-XM", "colbert-xm", "antoinelouis/colbert-xm"),
+)
+PAPER = {system.name: system for system in _ROWS}
+
+
+def pick(names: str | Sequence[str], have: Iterable[str]) -> list[str]:
+    """Names of systems: `"BM25,mT5"`, "all" or a list → those of `have`, in its order. ValueError for any other.
+
+    What stands before a hyphen is enough where only one system begins so: "mT5" is mT5-base.
+    """
+    have = list(have)
+    wanted = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    if wanted == ["all"]:
+        return have
+    chosen = set()
+    for name in wanted:
+        found = [name] if name in have else [full for full in have if full.startswith(f"{name}-")]
+        if len(found) != 1:
+            raise ValueError(f"unknown system {name!r}; have: {', '.join(have)} (or 'all')")
+        chosen.add(found[0])
+    return [name for name in have if name in chosen]
+
+
+def some_queries(collection: Collection, n: int) -> Collection:
+    """The same collection with `n` of its judged queries, evenly spaced; with all where n is 0 or there are no more."""
+    judged = list(collection.qrels)
+    if not 0 < n < len(judged):
+        return collection
+    qids = [judged[i * len(judged) // n] for i in range(n)]
+    queries, qrels = ({qid: of[qid] for qid in qids} for of in (collection.queries, collection.qrels))
+    return replace(collection, queries=queries, qrels=qrels)
+
+
+def checkpoints_of(text: str) -> dict[str, str]:
+    """`"mE5-base=intfloat/multilingual-e5-base, mT5-base=folder"` → name → folder or hub id; nothing for nothing."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    for name, _, where in pairs:
+        if not where.strip():
+            raise ValueError(f"checkpoint {name.strip()!r} has no place: write name=folder or name=hub id")
+    return {pick(name.strip(), PAPER)[0]: where.strip() for name, _, where in pairs}
+
+
+def version(system: System) -> str:
+    """What a result row says of the model: `bm25`, a hub id with its commit, or 12 digits of a folder's identity."""
+    found = identity(system.model)
+    if found is None:
+        return system.kind
+    return (found if "@" in found else found[:12]) + (" (made here)" if system.made else "")
+
+
 def rank(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Run:
-    """The k best passages for every query of `collection`. Index and ranking are built where they are missing."""
-    folder = index(system, collection, progress)
-    inputs = {
-        "index": fingerprint(folder),
-        "name": system.name,
-        "queries": collection.fingerprint,
-        "k": k,
-    }
+    """The k best passages for every query of `collection`. Index and ranking are built where they are missing.
+
+    A cross-encoder re-ranks the first `system.depth` results of BM25; where that is less than k, the others follow
+    behind them in BM25's order.
+    """
+    return Run.load(ranking(system, collection, k, progress) / RUN_FILE)
+
+
+def ranking(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Path:
+    """The folder of the stage that holds the run."""
+    if system.group == "cross-encoder":
+        first = ranking(BM25, collection, max(k, system.depth), progress)
+        inputs = {
+            "kind": system.kind,
+            "model": identity(system.model),
+            "settings": system.settings,
+            "adapters": system.adapters,
+            "first": fingerprint(first),
+            "depth": system.depth,
+        }
+
+        def run_of(into: Path) -> Run:
+            return _rerank(system, collection, Run.load(first / RUN_FILE), k, into, progress)
+    else:
+        folder = index(system, collection, progress)
+        inputs = {"index": fingerprint(folder)}
+
+        def run_of(into: Path) -> Run:
+            return search(system, collection, k, progress=False)
+
+    inputs |= {"name": system.name, "queries": collection.fingerprint, "k": k}
 
     def build(into: Path) -> None:
-        scores_Ak, positions_Ak = _search(system, folder / "index", collection, min(k, len(collection.passages)))
-        Run.from_search(system.name, list(collection.queries), collection.passages.ids, scores_Ak, positions_Ak).save(
-            into / RUN_FILE
-        )
+        run_of(into).save(into / RUN_FILE)
 
-    say = print if progress else _silent
-    return Run.load(stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, say) / RUN_FILE)
+    return stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, print if progress else _silent)
+
+
+def search(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Run:
+    """As `rank`, of a system that searches an index, without keeping the ranking."""
+    if system.group == "cross-encoder":
+        raise ValueError(f"{system.name} re-ranks and has no index of its own: rank with it")
+    found = _search(system, index(system, collection, progress) / "index", collection, min(k, len(collection.passages)))
+    return Run.from_search(system.name, list(collection.queries), collection.passages.ids, *found)
 
 
 def index(system: System, collection: Collection, progress: bool = True) -> Path:
-    """The folder of the stage that holds the system's index of the collection's passages, built if it is missing."""
+    """The folder of the stage that holds the system's index of the collection's passages, built if it is missing.
+
+    Cross-encoders have BM25's.
+    """
+    if system.group == "cross-encoder":
+        system = BM25
     inputs = {
         "kind": system.kind,
         "passages": collection.passages.fingerprint,
         "lang": collection.lang,
-        "model": fingerprint(system.model) if system.model else None,
+        "model": identity(system.model),
         "adapters": system.route(collection.lang),
-        "engine": system.engine if system.kind == "colbert-xm" else None,
+        "engine": f"{system.engine} 2" if system.group == "multi-vector" else None,  # 2: product-quantised residuals
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
-    }
+    } | ({"settings": system.settings} if system.settings else {})
 
     def build(into: Path) -> None:
         _build_index(system, collection, into / "index", progress)
 
-    say = print if progress else _silent
-    return stage(RUNS / "indexes", f"{system.kind}-{collection.lang}", 1, inputs, build, say)
+    return stage(RUNS / "indexes", f"{system.kind}-{collection.lang}", 1, inputs, build, print if progress else _silent)
 
 
 def open_index(system: System, folder: Path):
@@ -94,13 +230,38 @@ def open_index(system: System, folder: Path):
     return _vector_index(system).open(folder)
 
 
-@lru_cache(maxsize=2)
-def open_model(kind: str, folder: Path):
-    """The retriever in `folder`, on the GPU if there is one. The last two stay open."""
-    from xmlib.models import ColbertXM, DprXM
+def open_model(kind: str, checkpoint: Path | str, **settings):
+    """The model in a folder or of a hub id, on the GPU if there is one. The last two stay open."""
+    return _open(kind, checkpoint, tuple(settings.items()))
 
+
+@lru_cache(maxsize=2)
+def _open(kind: str, checkpoint: Path | str, settings: tuple):
+    from xmlib import crossencoders, models
+
+    retrievers = (models.BiEncoder, models.DprXM, models.Colbert, models.ColbertXM)
+    classes = crossencoders.KINDS | {cls.kind: cls for cls in retrievers}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {"colbert-xm": ColbertXM, "dpr-xm": DprXM}[kind].open(folder).to(device)
+    return classes[kind].open(checkpoint, **dict(settings)).to(device)
+
+
+@lru_cache
+def identity(checkpoint: Path | str | None) -> str | None:
+    """What a stage's key holds of a checkpoint: the key of the stage that made it, a folder's hash, or a commit."""
+    if checkpoint is None:
+        return None
+    folder = Path(checkpoint)
+    if (folder / RECORD).is_file():
+        return fingerprint(folder)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        return f"{checkpoint}@{AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _build_index(system: System, collection: Collection, folder: Path, progress: bool) -> None:
@@ -109,13 +270,13 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
 
         BM25.build(folder, collection)
         return
-    model, lang = open_model(system.kind, system.model), system.route(collection.lang)
+    model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
 
     def chunks(start: int, stop: int):
         texts = [collection.passages.text(position) for position in range(start, stop)]
         return model.encode_passages(texts, lang, progress=f"encode {collection.lang}" if progress else None)
 
-    origin = {"model": fingerprint(system.model), "lang": lang, "collection": collection.passages.fingerprint}
+    origin = {"model": identity(system.model), "lang": lang, "collection": collection.passages.fingerprint}
     _vector_index(system).build(folder, chunks, list(collection.passages.ids), origin)
 
 
@@ -123,17 +284,33 @@ def _vector_index(system: System):
     """The module whose `build` and `open` serve the system's vectors."""
     from xmlib.index import dense, exact, plaid
 
-    return dense if system.kind == "dpr-xm" else {"plaid": plaid, "exact": exact}[system.engine]
+    return dense if system.group == "single-vector" else {"plaid": plaid, "exact": exact}[system.engine]
 
 
 def _search(system: System, folder: Path, collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray]:
     texts, opened = list(collection.queries.values()), open_index(system, folder)
     if system.kind == "bm25":
         return opened.search(texts, k)
-    model, lang = open_model(system.kind, system.model), system.route(collection.lang)
-    if system.kind == "dpr-xm":
+    model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
+    if system.group == "single-vector":
         return opened.search(model.encode_queries(texts, lang), k)
     return opened.search(*model.encode_queries(texts, lang), k)
+
+
+def _rerank(system: System, collection: Collection, first: Run, k: int, folder: Path, progress: bool) -> Run:
+    from xmlib.crossencoders import rerank
+
+    model = open_model(system.kind, system.model, **system.settings)
+    found = {qid: list(first.rankings.get(qid, ())) for qid in collection.queries}
+    best = {qid: pids[: system.depth] for qid, pids in found.items()}
+    title = f"{system.name} {collection.lang}" if progress else None
+    scores = rerank(model, collection, best, system.route(collection.lang), folder / "scores.npy", title)
+    rankings = {}
+    for qid, pids in found.items():
+        rankings[qid] = dict(zip(best[qid], scores[qid], strict=True))
+        behind = min(scores[qid], default=0.0)
+        rankings[qid] |= {pid: behind - place for place, pid in enumerate(pids[system.depth : k], start=1)}
+    return Run(system.name, {qid: dict(list(ranked.items())[:k]) for qid, ranked in Run("", rankings).rankings.items()})
 
 
 def _silent(line: str) -> None:

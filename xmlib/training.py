@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from xmlib import losses
 from xmlib.data.triples import Triples
-from xmlib.models import ColbertXM, Retriever, compute_dtype
-from xmlib.scoring import cosine, maxsim
-from xmlib.tokens import Tokens, concatenate, tokenize_passages, tokenize_queries
+from xmlib.models import Retriever, SingleVector, compute_dtype
+from xmlib.scoring import inner, maxsim
+from xmlib.tokens import Tokens, concatenate
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,19 @@ class Loop:
         return len(self.log)
 
     def __iter__(self) -> Iterator[dict]:
+        return self._steps(self.recipe.steps)
+
+    def _steps(self, stop: int) -> Iterator[dict]:
         recipe, device = self.recipe, next(self.model.parameters()).device
         self.model.train()
         bar = tqdm(total=recipe.steps, initial=self.step, desc=self.title, unit="step", disable=not self.progress)
         launched, waiting = self.step, deque()
         with bar:
-            while launched < recipe.steps:
+            while launched < stop:
                 began = time.perf_counter()
                 waiting.append(self._launch(launched))
                 launched += 1
-                whole = launched == recipe.steps or launched % recipe.checkpoint_every == 0
+                whole = launched == stop or launched % recipe.checkpoint_every == 0
                 # A loss is read one step late on a GPU, which so has the next step to do while the host waits.
                 while len(waiting) > (0 if whole or device.type == "cpu" else 1):
                     step, (loss, copied) = self.step, waiting.popleft()
@@ -148,10 +151,12 @@ class Loop:
         copied.record()
         return total, copied
 
-    def run(self) -> list[dict]:
-        """All remaining steps; returns the log."""
-        for _ in self:
+    def run(self, stop: int | None = None) -> list[dict]:
+        """All remaining steps, or those up to step `stop`, where the state is kept; returns the log."""
+        for _ in self._steps(stop or self.recipe.steps):
             pass
+        if stop is not None and self.checkpoint is not None:
+            self._save()
         return self.log
 
     def _save(self) -> None:
@@ -194,8 +199,7 @@ def finetune(
     For batches larger than memory, `chunk` texts are encoded at a time, and once more for their gradient, which is that
     of the whole batch (GradCache, Gao et al., 2021); `accumulate` batches make a step, each with negatives of its own.
     """
-    queries = tokenize_queries(model.tokenizer, triples.queries, model.layout)
-    passages = tokenize_passages(model.tokenizer, triples.passages, model.layout)
+    queries, passages = model.tokenize_queries(triples.queries), model.tokenize_passages(triples.passages)
     model.prepare_for_finetuning()
     join_processes()
 
@@ -222,8 +226,8 @@ def batch_scores(
     """
     own = [tokens.take(_share(len(tokens))) for tokens in (queries, passages)]
     vectors = _vectors(model, concatenate(*own), lang, chunk)
-    if not isinstance(model, ColbertXM):
-        return cosine(_gathered(vectors[: len(own[0])]), _gathered(vectors[len(own[0]) :]))
+    if isinstance(model, SingleVector):  # of unit length where the model compares by cosine
+        return inner(_gathered(vectors[: len(own[0])]), _gathered(vectors[len(own[0]) :]))
     parts = vectors.split([len(tokens.ids_T) for tokens in own])
     padded = []
     for part_TH, tokens, whole in zip(parts, own, (queries, passages), strict=True):

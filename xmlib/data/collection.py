@@ -1,16 +1,19 @@
 """A collection: passages to search, queries to ask, and judgements that say which passage answers which query.
 
 Passages are held as UTF-8 bytes with offsets, not as Python strings: the 8.8 million of MS MARCO then take little more
-memory than their files take on disk. All ids are strings. Where collections come from: `xmlib.data.sources`.
+memory than their files take on disk, and none at all where they are mapped from there (`xmlib.data.packed`). All ids
+are strings. Where collections come from: `xmlib.data.sources`.
 """
 
 import hashlib
 import json
+import mmap
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +28,16 @@ class Strings(Sequence):
         self._offsets = array("q", [0])
         for string in strings:
             self.append(string)
+
+    @classmethod
+    def mapped(cls, blob: Path, offsets: Path) -> "Strings":
+        """Strings that stay in their two files: UTF-8, and int64 offsets, little-endian. They cannot grow."""
+        strings = cls()
+        if blob.stat().st_size:  # an empty file cannot be mapped
+            with blob.open("rb") as file:
+                strings._blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        strings._offsets = np.memmap(offsets, dtype="<i8", mode="r")
+        return strings
 
     def append(self, string: str) -> None:
         self._blob += string.encode()
@@ -51,7 +64,7 @@ class Strings(Sequence):
 
     def __eq__(self, other) -> bool:
         if isinstance(other, Strings):
-            return self._offsets == other._offsets and self._blob == other._blob
+            return np.array_equal(self._offsets, other._offsets) and self._blob[:] == other._blob[:]
         if isinstance(other, list | tuple):
             return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
         return NotImplemented
@@ -61,7 +74,8 @@ class Strings(Sequence):
 
     def feed(self, digest) -> None:
         """Add everything to a hashlib digest. The offsets tell ("ab", "c") from ("a", "bc")."""
-        digest.update(len(self).to_bytes(8, "little") + np.array(self._offsets, dtype="<i8").tobytes())
+        digest.update(len(self).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(self._offsets, dtype="<i8"))
         digest.update(self._blob)
 
 
@@ -74,7 +88,7 @@ class DuplicateId(ValueError):
 
 
 class Passages(Mapping):
-    """pid -> text, in file order. `ids[i]` and `text(i)` belong together; an index speaks of positions i.
+    """pid -> text, in file order. `ids[i]` and `texts[i]` belong together; an index speaks of positions i.
 
     Ids are found through a sorted array of their checksums, 12 bytes a passage where a dict would take over 100.
     """
@@ -82,11 +96,20 @@ class Passages(Mapping):
     def __init__(self, ids: Strings, texts: Strings):
         if len(ids) != len(texts):
             raise ValueError(f"{len(ids)} passage ids for {len(texts)} texts")
-        self.ids, self._texts = ids, texts
+        self.ids, self.texts = ids, texts
         sums_B = np.fromiter((zlib.crc32(ids.raw(i)) for i in range(len(ids))), dtype=np.uint32, count=len(ids))
         self._order_B = np.argsort(sums_B, kind="stable")
         self._sums_B = sums_B[self._order_B]
-        self._refuse_duplicates()
+        self.refuse_duplicates()
+
+    @classmethod
+    def packed(cls, ids: Strings, texts: Strings, sums_B: np.ndarray, order_B: np.ndarray, fingerprint=None):
+        """From parts that were computed, and checked for duplicates, when they were written to disk."""
+        passages = cls.__new__(cls)
+        passages.ids, passages.texts, passages._sums_B, passages._order_B = ids, texts, sums_B, order_B
+        if fingerprint:
+            passages.fingerprint = fingerprint
+        return passages
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> "Passages":
@@ -100,7 +123,7 @@ class Passages(Mapping):
         return cls(ids, texts)
 
     def text(self, position: int) -> str:
-        return self._texts[position]
+        return self.texts[position]
 
     def position(self, pid: str) -> int:
         """Where `pid` stands in file order. Raises KeyError if it is not there."""
@@ -111,21 +134,32 @@ class Passages(Mapping):
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Stream (pid, text), without a list of either."""
-        return zip(self.ids, self._texts, strict=True)
+        return zip(self.ids, self.texts, strict=True)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over ids and texts in their order: what an index over these passages depends on."""
         digest = hashlib.sha256()
         self.ids.feed(digest)
-        self._texts.feed(digest)
+        self.texts.feed(digest)
         return digest.hexdigest()
+
+    def refuse_duplicates(self) -> None:
+        """Raise DuplicateId if a pid comes twice."""
+        # Only ids whose checksums meet can be equal: a few thousand by chance among millions.
+        same_B = np.zeros(len(self) + 1, dtype=bool)
+        same_B[1:-1] = self._sums_B[1:] == self._sums_B[:-1]
+        seen: dict[str, int] = {}
+        for i in np.sort(self._order_B[same_B[1:] | same_B[:-1]]).tolist():
+            first = seen.setdefault(self.ids[i], i)
+            if first != i:
+                raise DuplicateId(self.ids[i], (first, i))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, pid: str) -> str:
-        return self._texts[self.position(pid)]
+        return self.texts[self.position(pid)]
 
     def __contains__(self, pid) -> bool:
         return isinstance(pid, str) and self._find(pid) >= 0
@@ -136,7 +170,7 @@ class Passages(Mapping):
     def __eq__(self, other) -> bool:
         if not isinstance(other, Passages):
             return NotImplemented
-        return self.ids == other.ids and self._texts == other._texts
+        return self.ids == other.ids and self.texts == other.texts
 
     def __repr__(self) -> str:
         return f"<{len(self)} passages>"
@@ -151,16 +185,6 @@ class Passages(Mapping):
                 return i
             at += 1
         return -1
-
-    def _refuse_duplicates(self) -> None:
-        # Only ids whose checksums meet can be equal: a few thousand by chance among millions.
-        same_B = np.zeros(len(self) + 1, dtype=bool)
-        same_B[1:-1] = self._sums_B[1:] == self._sums_B[:-1]
-        seen: dict[str, int] = {}
-        for i in np.sort(self._order_B[same_B[1:] | same_B[:-1]]).tolist():
-            first = seen.setdefault(self.ids[i], i)
-            if first != i:
-                raise DuplicateId(self.ids[i], (first, i))
 
 
 @dataclass(frozen=True)
@@ -194,3 +218,22 @@ class Collection:
         digest = hashlib.sha256(self.lang.encode() + b"\n" + self.passages.fingerprint.encode() + b"\n")
         digest.update(json.dumps([list(self.queries.items()), list(self.qrels.items())]).encode())
         return digest.hexdigest()
+
+    def reduced(self, max_passages: int, seed: int = 42) -> "Collection":
+        """At most `max_passages`: every judged passage, filled up with a seeded sample, in their order; all queries.
+
+        Far easier to search than the whole, so the name says REDUCED. Parallel collections of equal ids keep the same.
+        """
+        if len(self.passages) <= max_passages:
+            return self
+        judged = {self.passages.position(pid) for pids in self.qrels.values() for pid in pids}
+        if len(judged) > max_passages:
+            raise ValueError(
+                f"{self.name} ({self.lang}) has {len(judged)} judged passages, over the {max_passages} asked"
+            )
+        # A permutation and not a choice without the judged ones: the sample then hardly depends on what is judged.
+        order = np.random.default_rng(seed).permutation(len(self.passages))
+        others = [position for position in order[:max_passages].tolist() if position not in judged]
+        kept = sorted([*judged, *others[: max_passages - len(judged)]])
+        passages = Passages.from_pairs((self.passages.ids[i], self.passages.texts[i]) for i in kept)
+        return replace(self, name=f"{self.name}-REDUCED-{max_passages}", passages=passages)

@@ -34,24 +34,36 @@ def load(folder: str | Path, lang: str, split: str = PLAIN_SPLIT, name: str | No
     queries_file = _existing(folder, _stems("queries", split))
     qrels_file = _existing(folder, _stems("qrels", split))
 
-    skips = _Skips()
+    skips = Skips()
     try:
         passages = Passages.from_pairs(_texts(passages_file, "pid", skips, "passage"))
     except DuplicateId as error:
         _raise_with_lines(passages_file, error.id)
-    queries: dict[str, str] = {}
-    for qid, text in _texts(queries_file, "qid", skips, "query"):
-        if qid in queries:
-            _raise_with_lines(queries_file, qid)
-        queries[qid] = text
-    qrels = _judgements(qrels_file, queries, passages, skips)
-    if not qrels:
-        raise ValueError(f"{qrels_file}: no judgement is of a query and a passage of this collection. {skips}".rstrip())
+    queries = read_queries(queries_file, skips)
+    qrels = read_qrels(qrels_file, queries, passages, skips)
 
     name = name or folder.name
     if skips.counts:
         warnings.warn(f"collection {name} ({lang}, {split}) left out {skips}", stacklevel=2)
     return Collection(name, lang, split, passages, queries, qrels, skips.counts)
+
+
+def read_queries(path: Path, skips: "Skips") -> dict[str, str]:
+    """qid → text, out of lines 'qid<TAB>text'."""
+    queries: dict[str, str] = {}
+    for qid, text in _texts(path, "qid", skips, "query"):
+        if qid in queries:
+            _raise_with_lines(path, qid)
+        queries[qid] = text
+    return queries
+
+
+def read_qrels(path: Path, queries: dict, passages: Passages, skips: "Skips") -> dict[str, dict[str, int]]:
+    """qid → pid → grade, out of lines 'qid 0 pid grade', for the queries and passages that there are."""
+    qrels = _judgements(path, queries, passages, skips)
+    if not qrels:
+        raise ValueError(f"{path}: no judgement is of a query and a passage of this collection. {skips}".rstrip())
+    return qrels
 
 
 def save(collection: Collection, folder: str | Path) -> None:
@@ -68,6 +80,21 @@ def save(collection: Collection, folder: str | Path) -> None:
     _write(folder / f"qrels{split}.tsv.gz", qrels)
 
 
+class Skips:
+    """Counts per reason, and where the first of each was seen."""
+
+    def __init__(self):
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, path: Path, line: int) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.first.setdefault(reason, f"{path.name} line {line}")
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count} x {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
+
+
 def holds_passages(folder: Path) -> bool:
     """Whether `folder` itself is a collection, and not, say, a folder of one collection per language."""
     return any(path.is_file() for stem in ["collection", "passages"] for path in _paths(folder, stem))
@@ -82,21 +109,6 @@ def splits(folder: Path) -> list[str]:
         if stem.endswith(".tsv") and role in found:
             found[role].add(split or PLAIN_SPLIT)
     return sorted(found["queries"] & found["qrels"])
-
-
-class _Skips:
-    """Counts per reason, and where the first of each was seen."""
-
-    def __init__(self):
-        self.counts: dict[str, int] = {}
-        self.first: dict[str, str] = {}
-
-    def add(self, reason: str, path: Path, line: int) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.first.setdefault(reason, f"{path.name} line {line}")
-
-    def __str__(self) -> str:
-        return "; ".join(f"{count} x {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
 
 
 def _stems(role: str, split: str) -> list[str]:
@@ -135,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path} after line {number}: the gzip file is damaged or cut off ({error})") from error
 
 
-def _texts(path: Path, id_name: str, skips: _Skips, what: str) -> Iterator[tuple[str, str]]:
+def _texts(path: Path, id_name: str, skips: Skips, what: str) -> Iterator[tuple[str, str]]:
     """Stream (id, text) of the lines that hold both."""
     for number, line in _lines(path):
         if not line.strip():
@@ -156,7 +168,7 @@ def _check_id(id: str, id_name: str, path: Path, number: int) -> None:
         raise ValueError(f"{path} line {number}: expected a {id_name} without blanks, found {id!r:.80}")
 
 
-def _judgements(path: Path, queries: dict, passages: Passages, skips: _Skips) -> dict[str, dict[str, int]]:
+def _judgements(path: Path, queries: dict, passages: Passages, skips: Skips) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for number, line in _lines(path):
         columns = line.split()

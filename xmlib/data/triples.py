@@ -1,6 +1,7 @@
 """Training triples: a query, a passage that answers it, and a hard negative: one that a retriever mistakes for it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,15 +14,34 @@ if TYPE_CHECKING:  # training needs triples on machines that have no pandas
 
 @dataclass(frozen=True)
 class Triples:
-    """Examples as positions into the texts of a collection: query, its positive, its hard negative."""
+    """Examples as positions into the texts of a collection: query, its positive, its hard negative.
 
-    queries: list[str]
-    passages: list[str]
+    `skipped` says what was left out when they were drawn: reason → number.
+    """
+
+    queries: Sequence[str]
+    passages: Sequence[str]
     rows_E3: np.ndarray  # int64, (examples, 3)
     lang: str
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows_E3)
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Examples for distillation: a query, its positive and N - 1 hard negatives, with a teacher's score for each."""
+
+    queries: Sequence[str]
+    passages: Sequence[str]
+    rows_EM: np.ndarray  # int64, (examples, 1 + N): query, positive, negatives
+    scores_EN: np.ndarray  # float32, (examples, N): of the positive and the negatives, in the order of `rows_EM`
+    lang: str
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows_EM)
 
 
 def mine(collection: Collection, run: "Run", per_query: int = 4, depth: int = 50, seed: int = 42) -> np.ndarray:

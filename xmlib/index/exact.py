@@ -1,18 +1,18 @@
 """Exact MaxSim search: every query against every passage, tile by tile. The yardstick for every other index.
 
 Axes, used as suffixes:  A queries · B documents · S query tokens · T document tokens · H embedding · k results
-A tile is a run of whole documents. Memory is bounded by tile_tokens x TILE_QUERIES similarities, whatever the size of
-the collection; the vectors may be a memory map.
+A tile is a run of whole documents. Memory is bounded by tile_tokens x TILE_QUERIES similarities and a block of tiles in
+float32, whatever the size of the collection; the vectors may be a memory map, and are read once.
 """
 
 import numpy as np
 
-from xmlib.index import store
+from xmlib.index import kernels, store
 from xmlib.index.vectors import TokenVectors, offsets_of
-from xmlib.scoring import maxsim_packed
 
 KIND = "exact"
 TILE_QUERIES = 64  # 64 queries of 32 tokens times 1,024 document tokens are 8 MB of similarities: they stay in cache
+BLOCK_TOKENS = 1 << 16  # widened to float32 and merged into the results together
 
 
 def search(
@@ -23,17 +23,23 @@ def search(
     Where fewer than k documents are found the row ends in -inf and -1. A document with no token is never found, nor
     is anything by a query with no token.
     """
-    A = len(q_ASH)
+    A, _, H = q_ASH.shape
     scores_Ak = np.full((A, k), -np.inf, dtype=np.float32)
     positions_Ak = np.full((A, k), -1)
-    for start, stop in _tiles(vectors.offsets_B1, tile_tokens):
-        tile = vectors.slice(start, stop)
-        d_TH = tile.vectors_TH.astype(np.float32, copy=False)
+    for first, last in _tiles(vectors.offsets_B1, BLOCK_TOKENS):
+        block = vectors.slice(first, last)
+        d_TH = block.vectors_TH.astype(np.float32, copy=False)
         for a in range(0, A, TILE_QUERIES):
             q = slice(a, a + TILE_QUERIES)
-            score_AB = maxsim_packed(q_ASH[q], d_TH, tile.offsets_B1, q_mask_AS[q])
-            score_AB[~q_mask_AS[q].any(axis=1)] = -np.inf
-            scores_Ak[q], positions_Ak[q] = merge(scores_Ak[q], positions_Ak[q], score_AB, np.arange(start, stop))
+            q_mask = q_mask_AS[q]
+            q_QH = np.zeros((-(-q_mask.size // kernels.LANES) * kernels.LANES, H), np.float32)
+            q_QH[: q_mask.size] = q_ASH[q].reshape(-1, H)
+            score_AB = np.empty((len(q_mask), len(block)), np.float32)
+            for start, stop in _tiles(block.offsets_B1, tile_tokens):
+                offsets_N1 = block.offsets_B1[start : stop + 1]
+                sim_TQ = d_TH[offsets_N1[0] : offsets_N1[-1]] @ q_QH.T
+                kernels.maxsim_tile(sim_TQ, offsets_N1 - offsets_N1[0], q_mask, score_AB[:, start:stop])
+            scores_Ak[q], positions_Ak[q] = merge(scores_Ak[q], positions_Ak[q], score_AB, np.arange(first, last))
     return scores_Ak, positions_Ak
 
 

@@ -86,6 +86,15 @@ def open(folder, kind: str) -> Stored:
     """Open a folder of this kind after checking that it is whole. Sizes always, checksums of small files only."""
     folder = Path(folder)
     meta = _read_meta(folder)
+    try:
+        return _open(folder, meta, kind)
+    except (IndexFolderError, FileNotFoundError):
+        if _read_meta(folder) == meta:
+            raise
+        return open(folder, kind)  # another process changed the index between the reading of meta.json and of the rest
+
+
+def _open(folder: Path, meta: dict, kind: str) -> Stored:
     if meta["kind"] != kind:
         raise IndexFolderError(f"{folder / META}: expected an index of kind {kind!r}, found {meta['kind']!r}")
     for file in meta["files"].values():
@@ -100,6 +109,15 @@ def verify(folder) -> None:
     folder = Path(folder)
     for file in _read_meta(folder)["files"].values():
         _check_file(folder, file, checksum=True)
+
+
+def check_same(stored: Stored, origin: dict) -> None:
+    """The index is of this model, language and collection. A query of another model would get scores, and nonsense."""
+    for name in ORIGIN:
+        if stored.meta["origin"][name] != origin[name]:
+            raise IndexFolderError(
+                f"{stored.path / META}: {name} {stored.meta['origin'][name]!r}; expected {origin[name]!r}"
+            )
 
 
 class Parts:
@@ -174,6 +192,30 @@ def check_ids(ids: list[str]) -> None:
     for pid in ids:
         if not isinstance(pid, str) or not pid or "\n" in pid:
             raise ValueError(f"a passage id must be a non-empty string without a line break, not {pid!r}")
+
+
+def check_new(known: list[str], ids: list[str], n_passages: int) -> None:
+    """These ids can be added to those an index has, one for each of n_passages."""
+    present = set(known)
+    for pid in ids:
+        if pid in present:
+            raise ValueError(f"passage id {pid!r} is in the index already")
+    if len(ids) != n_passages:
+        raise ValueError(f"{len(ids)} ids for {n_passages} passages")
+    check_ids(known + ids)
+
+
+def kept_without(known: list[str], ids: list[str]) -> np.ndarray:
+    """The positions that stay when the passages of these ids are taken out of an index."""
+    gone = set(ids)
+    unknown = gone - set(known)
+    if unknown:
+        raise ValueError(f"passage id {min(unknown)!r} is not in the index")
+    if len(gone) < len(ids):
+        raise ValueError("an id to remove is given twice")
+    kept = np.array([position for position, pid in enumerate(known) if pid not in gone], dtype=np.int64)
+    check_ids([known[position] for position in kept])
+    return kept
 
 
 def _partial(folder: Path) -> Path:

@@ -5,8 +5,8 @@
 `value` is written digit by digit as printed, with the paper's unit: scores are percentages. `lang` is an ISO code, or
 `avg` for the printed average over the languages of that row; it is empty where a number belongs to no language.
 `setting` is what is measured: a collection, the number of training examples (Table 4), the hardware (Table 3), the
-engine (Table 5). Cells printed as "-" have no line. Nothing here is corrected: `wrong_averages` lists what does not add
-up. Our own numbers never go into these files.
+engine (Table 5). Cells printed as "-" have no line. Nothing here is corrected: `audit.py` lists what does not add up.
+Our own numbers never go into these files.
 
 `trained_on_lang` tells the two colours of Table 1 apart (the daggers of Table 2): yes, no, or empty where the paper
 does not say. ColBERT-XM saw English only. mT5-base, mMiniLM-L6 and mColBERT saw the 9 languages of the first version of
@@ -15,7 +15,7 @@ does not name, save that mE5-base saw English (section 4.2). BM25 is not trained
 """
 
 import csv
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from pathlib import Path
 
 TABLES = (1, 2, 3, 4, 5)
@@ -43,23 +43,3 @@ def frame(table: int):
     import pandas
 
     return pandas.DataFrame(rows(table)).astype({"value": float})
-
-
-def wrong_averages() -> list[dict]:
-    """Every printed average that is not the mean of its printed cells, rounded half up to the digits printed."""
-    wrong = []
-    for table in TABLES:
-        cells: dict[tuple, list[Decimal]] = {}
-        printed: dict[tuple, Decimal] = {}
-        for row in rows(table):
-            group = (row["system"], row["setting"], row["metric"])
-            if row["lang"] == "avg":
-                printed[group] = row["value"]
-            elif row["lang"]:
-                cells.setdefault(group, []).append(row["value"])
-        for group, value in printed.items():
-            mean = sum(cells[group]) / len(cells[group])
-            if mean.quantize(value, ROUND_HALF_UP) != value:
-                names = dict(zip(("system", "setting", "metric"), group, strict=True))
-                wrong.append({"table": table, **names, "printed": value, "mean": mean, "n": len(cells[group])})
-    return wrong

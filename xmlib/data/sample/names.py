@@ -1,13 +1,15 @@
 """Codes into words: the names of territories, currencies, cities ... in one language, from CLDR through `babel`."""
 
 import datetime
+import pickle
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 from babel import Locale
 from babel.dates import format_date, get_timezone_location
 from babel.lists import format_list
+from babel.localedata import resolve_locale_filename
 from babel.numbers import format_decimal, format_percent
 
 from xmlib.languages import LANGUAGES, SAMPLE
@@ -32,6 +34,23 @@ LOANS = {"CFA", "CFP", "GMT", "UTC"}  # written in Latin letters everywhere
 @cache
 def locale(lang: str) -> Locale:
     return Locale(lang)
+
+
+@lru_cache(32)  # some megabytes each
+def own_data(code: str) -> dict:
+    """What CLDR says in this very locale, without what it inherits.
+
+    babel's `Locale` fills gaps from the root locale, and keeps what it resolved there in dictionaries that locales
+    share: Czech weekdays are Swahili ones after Swahili's were read (babel 2.18). So read nothing there that has gaps.
+    """
+    with open(resolve_locale_filename(code), "rb") as file:
+        return pickle.load(file)
+
+
+def full_names(names: dict) -> dict[int, str] | None:
+    """The names of all days or months, as they stand alone where that differs from their form within a date."""
+    found = [names.get(context, {}).get("wide", {}) for context in ("stand-alone", "format")]
+    return next((words for words in found if len(words) in (7, 12)), None)
 
 
 def foreign_words(text: str, lang: str) -> list[str]:
@@ -82,14 +101,17 @@ def render(value: Value, lang: str, own: dict[str, dict[str, str]]) -> str:
             pattern = data.percent_formats[None].pattern.replace("0", "0.#")
             return format_percent(rest[0] / 100, format=pattern, locale=data)
         case "date":
-            return format_date(datetime.date(*rest[0]), "long", locale=data)
+            text = format_date(datetime.date(*rest[0]), "long", locale=data)
+            return re.sub("^1 ", "1er ", text) if lang == "fr" else text
         case "weekday":
-            return data.days["stand-alone"]["wide"][rest[0]]
+            return full_names(own_data(lang)["days"])[rest[0]]
         case "period":
             return f"{render(rest[0], lang, own)} ({rest[1]}–{rest[2]})"
         case "share":
             return f"{render(rest[0], lang, own)} ({render(('percent', rest[1]), lang, own)})"
         case "list":
-            return format_list([render(item, lang, own) for item in rest[0]], locale=data)
+            text = format_list([render(item, lang, own) for item in rest[0]], locale=data)
+            # Spanish "y" is "e" before the sound of i, unless a diphthong follows: "e inglés", but "y hielo".
+            return re.sub(r" y (?=h?[ií](?![aeo]))", " e ", text, flags=re.IGNORECASE) if lang == "es" else text
         case _:
             return own.get(kind, {}).get(rest[0]) or name(kind, rest[0], lang)

@@ -1,0 +1,139 @@
+"""The compiled loops, each against the same thing said in NumPy."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xmlib.index import kernels
+from xmlib.index.vectors import offsets_of
+
+LENGTHS = np.array([3, 0, 5, 1, 0, 7, 2])
+B, T, C, H = len(LENGTHS), LENGTHS.sum(), 9, 8
+OFFSETS = offsets_of(LENGTHS)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[np.uint8, np.uint16, np.uint32])
+def codes_T(request, rng):
+    return rng.integers(0, C, T).astype(request.param)
+
+
+@pytest.mark.parametrize("L", [32, 64])
+def test_passages_are_scored_by_the_highest_byte_of_each_query_token(rng, codes_T, L):
+    bytes_CL = rng.integers(0, 256, (C, L)).astype(np.uint8)
+    some = np.array([5, 0, 1])
+    score_N = np.empty(3, np.int32)
+    kernels.approximate(some, OFFSETS, codes_T, bytes_CL, score_N)
+    of = [bytes_CL[codes_T[OFFSETS[b] : OFFSETS[b + 1]]].astype(int) for b in some]
+    assert score_N.tolist() == [of[0].max(axis=0).sum(), of[1].max(axis=0).sum(), -1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 100])
+def test_the_best_are_found_in_order_and_ties_go_to_the_earlier(rng, n):
+    for score_B in (np.int32([4, 9, -1, 4, 9, 4, 0]), np.int32([-1, -1]), rng.integers(-1, 6, 50).astype(np.int32)):
+        real = [b for b in np.argsort(-score_B, kind="stable") if score_B[b] >= 0]
+        assert kernels.best(score_B, n).tolist() == sorted(real[:n])
+
+
+@pytest.mark.parametrize("n_centroids", [1, 2, 9])
+def test_products_with_centroids_are_rounded_down_to_whole_steps(rng, n_centroids):
+    centroids_CH = rng.standard_normal((n_centroids, H)).astype(np.float32)
+    q_HL = rng.standard_normal((H, 64)).astype(np.float32)
+    table_CL = np.empty((n_centroids, 64), np.int16)
+    kernels.centroid_table(centroids_CH, q_HL, np.float32(1000), table_CL)
+    np.testing.assert_allclose(table_CL, 1000 * (centroids_CH @ q_HL), atol=1.01)
+
+
+def test_bytes_keep_the_order_and_share_one_step(rng):
+    table_CL = rng.integers(-20_000, 20_000, (C, 32)).astype(np.int16)
+    low_L = rng.integers(-5000, 0, 32).astype(np.int16)
+    bytes_CL = np.empty((C, 32), np.uint8)
+    kernels.to_bytes(table_CL, low_L, bytes_CL)
+    above = np.maximum(table_CL.astype(int) - low_L, 0)
+    assert bytes_CL.max() == 254
+    assert (bytes_CL == np.floor(above * (255 * 32768 // above.max()) / 32768)).all()
+
+
+def test_bytes_hold_the_widest_products_that_fit(rng):
+    table_CL = np.int16([[-32768] * 32, [0] * 32, [32767] * 32])
+    bytes_CL = np.empty((3, 32), np.uint8)
+    kernels.to_bytes(table_CL, np.full(32, -3000, np.int16), bytes_CL)
+    assert bytes_CL[:, 0].tolist() == [0, 0, 254]
+
+
+def test_reranking_adds_centroid_and_residual_and_applies_the_gain(rng, codes_T):
+    centroids_CH = rng.standard_normal((C, H)).astype(np.float32) / 3
+    codebook_RWd = rng.standard_normal((2, 256, 4)).astype(np.float32) / 9
+    residuals_TR = rng.integers(0, 256, (T, 2)).astype(np.uint8)
+    gains_T, levels = rng.integers(0, 16, T).astype(np.uint8), np.linspace(0.8, 1.2, 16)
+    q_HL = rng.standard_normal((H, 32)).astype(np.float32) / 3
+    factor = np.float32(4000)
+    table_CL, table_RWL = np.empty((C, 32), np.int16), np.empty((2, 256, 32), np.int16)
+    kernels.centroid_table(centroids_CH, q_HL, factor, table_CL)
+    kernels.residual_table(codebook_RWd, q_HL, factor, table_RWL)
+    some = np.array([0, 2, 3, 5])
+    gain_of = np.rint(levels * 2**15).astype(np.int32)
+    of = (some, OFFSETS, codes_T, gains_T, residuals_TR, gain_of, table_CL, table_RWL, factor, np.empty(4, np.float32))
+    found_N = kernels.rerank(*of)
+    decoded_TH = centroids_CH[codes_T] + np.concatenate([codebook_RWd[r, residuals_TR[:, r]] for r in (0, 1)], axis=1)
+    sim_TL = (decoded_TH * levels[gains_T][:, None]) @ q_HL
+    wanted_N = [sim_TL[OFFSETS[b] : OFFSETS[b + 1]].max(axis=0).sum() for b in some]
+    np.testing.assert_allclose(found_N, wanted_N, atol=32 * 4 / 4000)  # four roundings down, of 32 query tokens
+
+
+@pytest.mark.parametrize("L", [32, 64])
+def test_rescoring_is_maxsim_of_eight_bit_vectors(rng, L):
+    vectors_TH = rng.integers(-127, 128, (T, H)).astype(np.int8)
+    q_HL = rng.standard_normal((H, L)).astype(np.float32)
+    some = np.array([0, 2, 3, 5, 6])
+    found_N = kernels.rescore(some, OFFSETS, vectors_TH, q_HL, np.empty(5, np.float32))
+    wanted_N = [(vectors_TH[OFFSETS[b] : OFFSETS[b + 1]] @ q_HL).max(axis=0).sum() for b in some]
+    np.testing.assert_allclose(found_N, wanted_N, rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 4, 8])
+def test_the_nearest_of_256_codewords_is_found(rng, d):
+    codebook_RWd = rng.standard_normal((8 // d, 256, d)).astype(np.float32)
+    x_TH = rng.standard_normal((300, 8)).astype(np.float32)
+    code_TR = np.empty((300, 8 // d), np.uint8)
+    kernels.nearest_codewords(x_TH, np.ascontiguousarray(codebook_RWd.transpose(0, 2, 1)), code_TR)
+    away_TRW = np.square(x_TH.reshape(300, -1, 1, d) - codebook_RWd).sum(axis=-1)
+    chosen_TR = np.take_along_axis(away_TRW, code_TR[..., None].astype(int), axis=2)[..., 0]
+    np.testing.assert_allclose(chosen_TR, away_TRW.min(axis=2), rtol=1e-4)
+    x_TH[0] = codebook_RWd[:, 7].reshape(-1)  # at distance 0
+    kernels.nearest_codewords(x_TH, np.ascontiguousarray(codebook_RWd.transpose(0, 2, 1)), code_TR)
+    assert (code_TR[0] == 7).all()
+
+
+def test_lists_hold_the_passages_of_each_centroid(rng, codes_T):
+    offsets_C1 = offsets_of(np.bincount(codes_T, minlength=C))
+    documents = kernels.lists(codes_T, OFFSETS, offsets_C1.copy())
+    document_T = np.repeat(np.arange(B), LENGTHS)
+    for c in range(C):
+        assert documents[offsets_C1[c] : offsets_C1[c + 1]].tolist() == document_T[codes_T == c].tolist()
+
+
+def test_importing_the_library_does_not_load_the_compiler():
+    program = "import sys, xmlib, xmlib.models, xmlib.systems; print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_kernels_compile_where_nothing_can_be_written():
+    """As in a read-only container: without a cache, not with an error."""
+    program = """
+import numba.core.caching as caching
+for locator in caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda *_: None)
+import numpy as np
+from xmlib.index import kernels
+assert kernels.best(np.int32([1, 3, 2]), 2).tolist() == [1, 2]
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == "done", run.stderr

@@ -1,0 +1,197 @@
+"""What a computation takes: energy from power and time (Eq. 10), emission from energy, and a meter for our own runs.
+
+    energy_kwh(power_w=310, hours=7.5)                  # 2.325: assumed, from a data sheet
+    emission_kg(2.325, INTENSITY["paper"])              # 1.0044 kg CO2eq
+
+    with Meter() as meter:
+        work()
+    meter.readings                                      # one per part: measured, or assumed with the reason
+
+Eq. 10 is printed as E_c = P_TDP × T_train + C_eff. The sum has no unit (kWh and kg per kWh) and gives none of the
+numbers of Table 3; the product P_TDP × T_train × C_eff gives all but two, rounded on the way. So we multiply.
+
+Measured and assumed energy are never added up: every row says which it is in `basis`, and sums are made per basis. A
+GPU is measured by the energy counter of its driver (NVML), a processor by the RAPL counters that Linux shows to root. A
+part without a counter is assumed: its power from a data sheet, times the share of its cores in use, times the time.
+
+Why not codecarbon: where there is no RAPL it multiplies a processor's TDP by time, as we do, but adds the product to
+what it measured; and it brings nine packages, a client for its web service among them.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+FILE = "energy.csv"  # readings of the meter, in the folder of a trained model
+
+LEDGER_COLUMNS = [
+    "system", "what", "hardware", "power_w", "hours", "energy_kwh", "basis", "how", "examples_millions", "languages",
+    "parameters_millions", "model", "device", "commit", "profile",
+]  # fmt: skip
+
+INTENSITY = {  # kg CO2eq per kWh of electricity
+    "paper": 0.432,  # section 4.3.4; what the Machine Learning Impact calculator takes for private infrastructure
+    "world": 0.480,  # 2023, Ember, Global Electricity Review 2024
+}
+PUE = {  # energy of a data centre by that of its computers
+    "paper": 1.0,  # the paper counts the devices alone
+    "average": 1.58,  # Uptime Institute, Global Data Center Survey 2023
+}
+# kg CO2eq of one unit. EPA, Greenhouse Gas Equivalencies Calculator, calculations and references (2021): 9.05e-4 t per
+# pound of coal, 3.98e-4 t per mile of an average passenger car, 0.060 t taken up by a tree seedling in ten years.
+EQUIVALENTS = {
+    "kg of coal burned": 0.905 / 0.45359237,
+    "km driven in an average car": 0.398 / 1.609344,
+    "tree seedlings grown for ten years": 60.0,
+}
+CORE_W = 280 / 64  # TDP by cores of an AMD EPYC 7763, the paper's processor; AMD's data sheet
+
+RAPL = Path("/sys/class/powercap")
+
+
+# --- Eq. 10
+
+
+def energy_kwh(power_w: float, hours: float, devices: float = 1) -> float:
+    return devices * power_w * hours / 1000
+
+
+def emission_kg(energy_kwh: float, intensity: float, pue: float = 1.0) -> float:
+    """Eq. 10 with the product in place of the printed sum, and the overhead of the data centre."""
+    return energy_kwh * pue * intensity
+
+
+def emission_as_printed(energy_kwh: float, intensity: float) -> float:
+    """Eq. 10 to the letter, kWh plus kg per kWh: for showing that it cannot be meant."""
+    return energy_kwh + intensity
+
+
+def equivalents(kg: float) -> dict[str, float]:
+    """An emission in units that can be pictured."""
+    return {name: kg / each for name, each in EQUIVALENTS.items()}
+
+
+# --- the meter
+
+
+@dataclass
+class Reading:
+    """The energy of one part of the machine over the time of a `Meter`."""
+
+    hardware: str
+    energy_kwh: float
+    hours: float
+    power_w: float  # on average, where it was measured
+    basis: str  # "measured" or "assumed"
+    how: str
+
+
+class Meter:
+    """Takes the energy of all that runs inside `with`, on every GPU and processor of this machine.
+
+    Counters are the whole device's: what other programs do there meanwhile is in the reading. `threads` is the number
+    of cores in use where a processor has to be assumed (PyTorch's number of threads if None), each at `core_w`.
+    """
+
+    def __init__(self, threads: int | None = None, core_w: float = CORE_W):
+        self.threads, self.core_w = threads, core_w
+        self.readings: list[Reading] = []
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Meter":
+        self._gpus, self._packages = _nvml_counters(), _rapl_counters()
+        self._before = [read() for _, read in self._gpus], [read() for _, read, _ in self._packages]
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.seconds = time.perf_counter() - self._started
+        hours = self.seconds / 3600
+        for (name, read), before in zip(self._gpus, self._before[0], strict=True):
+            joules = (read() - before) / 1000
+            self._measured(name, joules, "energy counter of the driver (NVML)")
+        for (name, read, span), before in zip(self._packages, self._before[1], strict=True):
+            self._measured(name, (read() - before) % span / 1e6, "RAPL counter")  # it starts again at its span
+        if not self._packages:
+            threads = self.threads or _threads()
+            power = threads * self.core_w
+            how = f"no counter; {threads} cores × {self.core_w:.3g} W × time"
+            self.readings.append(Reading("CPU", energy_kwh(power, hours), hours, power, "assumed", how))
+
+    def _measured(self, name: str, joules: float, how: str) -> None:
+        kwh, hours = joules / 3.6e6, self.seconds / 3600
+        self.readings.append(Reading(name, kwh, hours, 1000 * kwh / hours, "measured", how))
+
+    def energy_kwh(self, basis: str = "measured") -> float | None:
+        """The sum of what was measured, or of what was assumed; None where nothing was."""
+        found = [reading.energy_kwh for reading in self.readings if reading.basis == basis]
+        return sum(found) if found else None
+
+    def save(self, folder: Path) -> None:
+        """Leave the readings beside a model that was trained meanwhile, for `training`."""
+        pd.DataFrame([asdict(reading) for reading in self.readings]).to_csv(Path(folder) / FILE, index=False)
+
+
+def training(folder: Path, log: pd.DataFrame, power_w: float, how: str) -> list[Reading]:
+    """What it took to train the model in `folder`, whose log has a column `seconds`.
+
+    `save` left the readings of the meter there. What they do not cover, because training was cut off and went on or
+    because there was no meter, is assumed: the remaining time at `power_w`.
+    """
+    path = Path(folder) / FILE
+    found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[field.name for field in fields(Reading)])
+    readings = [Reading(**row) for row in found.to_dict("records")]
+    hours = log["seconds"].sum() / 3600
+    missing = hours - max((reading.hours for reading in readings), default=0.0)
+    if missing > 0.02 * hours:
+        readings.append(Reading("CPU", energy_kwh(power_w, missing), missing, power_w, "assumed", how))
+    return readings
+
+
+def _nvml_counters() -> list[tuple[str, Callable[[], float]]]:
+    """(name, millijoules since the driver was loaded) of every NVIDIA GPU that has a counter: Volta and later."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, so no GPU
+        return []
+    counters = []
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
+        try:
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+        except pynvml.NVMLError_NotSupported:
+            continue
+        counters.append((pynvml.nvmlDeviceGetName(gpu), partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, gpu)))
+    return counters
+
+
+def _rapl_counters() -> list[tuple[str, Callable[[], int], int]]:
+    """(name, microjoules, span of the counter) of every processor package whose counter may be read."""
+    counters = []
+    for folder in sorted(RAPL.glob("*-rapl:*")):
+        energy = folder / "energy_uj"
+        if re.fullmatch(r"[a-z]+-rapl:\d+", folder.name) and os.access(energy, os.R_OK):  # a package, not a part of one
+            span = _read_int(folder / "max_energy_range_uj") + 1
+            name = f"CPU {(folder / 'name').read_text().strip()}"
+            counters.append((name, partial(_read_int, energy), span))
+    return counters
+
+
+def _read_int(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

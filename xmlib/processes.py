@@ -1,0 +1,83 @@
+"""Work side by side on the cores of a CPU, each part in a process of its own.
+
+A small encoder's matrix products are too small to share between threads, but languages and models are many and
+independent: see `xmlib.experiments`. Nothing here schedules over machines; Snakemake, Slurm and Kubernetes do.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, processes: int | None = None) -> list:
+    """`[function(*task) for task in tasks]`, by `processes` side by side with one thread each.
+
+    As many as there are cores, unless told; one where there is a GPU. Function and tasks must be picklable.
+    """
+    if processes is None:
+        processes = 1 if torch.cuda.is_available() else min(cores(), MOST)
+    with tqdm(total=len(tasks), desc=title, unit=unit) as bar:
+        if min(processes, len(tasks)) <= 1:
+            results = []
+            for task in tasks:
+                results.append(function(*task))
+                bar.update()
+            return results
+        with _pool(processes) as pool:
+            futures = [pool.submit(function, *task) for task in tasks]
+            for done in as_completed(futures):
+                done.result()  # raises what went wrong, as soon as it did
+                bar.update()
+            return [future.result() for future in futures]
+
+
+@contextmanager
+def beside(function: Callable, *arguments) -> Iterator[Future]:
+    """Run `function(*arguments)` in another process during the `with` block, whose end waits for it.
+
+    On a machine with one core, or with a GPU, it runs in this process, before the block.
+    """
+    if cores() == 1 or torch.cuda.is_available():
+        future = Future()
+        future.set_result(function(*arguments))
+        yield future
+        return
+    threads = torch.get_num_threads()
+    with _pool(1) as pool:
+        future = pool.submit(function, *arguments)
+        torch.set_num_threads(max(1, threads - 1))
+        try:
+            yield future
+            future.result()
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh interpreters. An error or an interrupt drops the tasks that have not begun."""
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """One thread, and silence: what goes wrong comes back as the exception of its task."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
