@@ -154,3 +154,15 @@ def test_waiting_is_said_on_stderr(tmp_path, capfd):
 def test_the_commit_is_unknown_outside_of_git(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "ROOT", tmp_path)
     assert stages.commit() == "unknown"
+
+
+def test_looking_for_a_stage_builds_nothing(tmp_path, capsys):
+    def make():
+        return stages.stage(tmp_path, "thing", 1, {"a": 1}, lambda folder: (folder / "made").touch())
+
+    assert not stages.is_built(make)
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+    make()
+    capsys.readouterr()
+    assert stages.is_built(make) and capsys.readouterr().out == ""
+    assert not stages.is_built(lambda: [make(), stages.stage(tmp_path, "thing", 1, {"a": 2}, lambda folder: None)])

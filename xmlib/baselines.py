@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, MT5Config, MT5ForConditionalGeneration, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from xmlib import crossencoders, pretraining, training
+from xmlib import crossencoders, pretraining, processes, training
 from xmlib.crossencoders import Classifier, CrossEncoder, MonoT5, MonoXM
 from xmlib.data.triples import Triples
 from xmlib.models import BiEncoder, Colbert, Plain
 from xmlib.paths import RUNS
 from xmlib.pipeline import CHECKPOINT, Shape, Training, _device, _digest, _finish, _identity
-from xmlib.stages import fingerprint, stage
+from xmlib.stages import fingerprint, is_built, stage
 from xmlib.systems import PAPER, System
 from xmlib.tokens import concatenate
 from xmlib.training import Loop, Recipe
@@ -56,6 +56,14 @@ class Systems(Mapping[str, System]):
         if name in self.checkpoints:
             return replace(row, model=self.checkpoints[name])
         return replace(row, **_row(self.train, name)) if row.model else row
+
+    def make(self, names: Sequence[str]) -> None:
+        """Make the checkpoints of these rows that do not exist yet, side by side on the machine's cores."""
+        missing = [name for name in names if not is_built(lambda name=name: self[name])]
+        if missing:
+            _ = self.train.examples, encoder(self.train)  # what most of them stand on
+            alone = Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
+            processes.each(alone.__getitem__, [(name,) for name in missing], "make checkpoints", "model")
 
 
 def encoder(train: Training) -> Path:

@@ -24,7 +24,7 @@ from xmlib.data.sources import collection_languages, find_folder, open_collectio
 from xmlib.data.triples import Triples, mine
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import RUNS
-from xmlib.stages import fingerprint, stage
+from xmlib.stages import fingerprint, is_built, stage
 from xmlib.systems import System
 from xmlib.tokens import SINGLE_VECTOR, Layout
 from xmlib.training import Loop, Recipe
@@ -165,6 +165,8 @@ class Training:
     def retrievers(self) -> tuple[Path, Path]:
         """ColBERT-XM and DPR-XM, trained side by side where there are two cores."""
         _ = self.examples  # which both need
+        if is_built(lambda: self.dpr):
+            return self.colbert, self.dpr
         with processes.beside(attrgetter("dpr"), replace(self, progress=False)):
             _ = self.colbert
         return self.colbert, self.dpr

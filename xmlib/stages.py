@@ -10,7 +10,9 @@ it, so that a builder that looks at what is already there goes on where it stopp
 Two processes that want the same stage wait for each other; the second one finds what the first one made.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +30,12 @@ from xmlib import __version__
 from xmlib.paths import ROOT
 
 RECORD = "stage.json"  # what made this folder; written last
+
+_looking = ContextVar("looking", default=False)  # see `is_built`
+
+
+class _Missing(Exception):
+    """A stage that does not exist, while `is_built` looks for it."""
 
 
 def stage(
@@ -46,6 +55,8 @@ def stage(
     key = stage_key(name, version, inputs)
     folder = Path(parent) / f"{name}-{key[:12]}"
     if not folder.exists():
+        if _looking.get():
+            raise _Missing(folder)
         with _lock(folder):
             if not folder.exists():  # otherwise another process built it while this one waited
                 return _build(folder, name, version, inputs, key, build, say)
@@ -54,6 +65,19 @@ def stage(
         raise ValueError(f"{folder / RECORD} was made from other inputs: key {made['key']}, expected {key}")
     say(f"found {folder.name} ({_duration(made['seconds'])} on {made['created'][:10]})")
     return folder
+
+
+def is_built(make: Callable[[], object]) -> bool:
+    """Whether every stage that `make()` asks for exists. None is built, and nothing is said."""
+    token = _looking.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            make()
+        return True
+    except _Missing:
+        return False
+    finally:
+        _looking.reset(token)
 
 
 def stage_key(name: str, version: int, inputs: dict) -> str:
