@@ -72,7 +72,7 @@ def test_the_table_worked_by_hand(figures):
     ]  # its own average; none for sw
     assert rows["ColBERT-XM"][3:] == ["**50.0**", "**20.0**", "40.0", "**36.7**", "**30.0**"]
     assert rows["ColBERT-XM, paper"][:4] == ["*6.4M*", "*1*", "*86M*", "***37.2***"]
-    assert rows["mT5"][:2] == ["*not run*", ""] and rows["**Cross-encoders**"] == [""] * 8
+    assert rows["mT5-base"][:2] == ["*not run*", ""] and rows["**Cross-encoders**"] == [""] * 8
     caption = written[1].read_text().splitlines()[-1]
     assert caption.startswith("DEMO. MRR@10 × 100 on sample, test; 100 queries per language.")
     assert "its avg is over its own 14 languages" in caption and "all 3 languages, English included" in caption
@@ -167,16 +167,16 @@ def test_table_4_has_a_row_per_number_of_examples():
     rows = pd.concat(
         [results(ColBERT_XM=(value, 0.2, 0.1)).assign(examples=n) for n, value in ((1600, 0.3), (6400, 0.4))]
     )
-    text = reporting.main_table(rows, "demo", None, ("mrr@10",), 4, "tab4_examples")[1].read_text()
+    text = reporting.examples_table(rows, "demo")[1].read_text()
     assert re.search(r"^\| 1.6k +\| +30.1 ", text, re.M) and re.search(r"^\| 6.4k +\| +\*\*40.1\*\*", text, re.M)
     assert re.search(r"^\| \*3.2M, paper\* +\| +\*35.7\*", text, re.M)
 
 
 def test_figure_3_keeps_ours_and_the_papers_apart_and_draws_without_ours(figures):
     rows = pd.concat([results(ColBERT_XM=(0.4, 0.3, 0.2)).assign(examples=n) for n in (1600, 3200)])
-    frame = reporting.read_csv(reporting.examples_curve(rows, results(mE5=(0.5, 0.3, 0.1)), "demo")[0])
+    frame = reporting.read_csv(reporting.examples_curve(rows, results(mE5_base=(0.5, 0.3, 0.1)), "demo")[0])
     ours, paper = (frame[frame["source"] == source] for source in ("ours", "paper"))
-    assert len(paper) == 4 * 5 + 1 and list(ours["system"]) == ["ColBERT-XM", "ColBERT-XM", "mE5"]
+    assert len(paper) == 4 * 5 + 1 and list(ours["system"]) == ["ColBERT-XM", "ColBERT-XM", "mE5-base"]
     assert ours["value"].round(4).tolist() == [0.301, 0.301, 0.301] and ours["examples_millions"].tolist()[1] == 0.0032
     nothing = reporting.examples_curve(rows[:0], rows, "demo", "fig3_paper")
     assert set(reporting.read_csv(nothing[0])["source"]) == {"paper"} and len(nothing) == 3
@@ -196,11 +196,11 @@ def test_table_5_pairs_engines_with_the_paper():
 
 def test_the_languages_that_a_published_checkpoint_saw_are_the_papers():
     cells = tables.by_language(
-        results(mT5=(0.3, 0.2, 0.1)).assign(model="unicamp-dl/mt5"), "demo", {}, ["mrr@10"], None
+        results(mT5_base=(0.3, 0.2, 0.1)).assign(model="unicamp-dl/mt5"), "demo", {}, ["mrr@10"], None
     )
     assert cells.set_index("lang")["trained_on_lang"].to_dict() == {"en": "yes", "sw": "no", "ar": "no"}
     here = tables.by_language(
-        results(languages=("en", "es"), mT5=(0.3, 0.2)).assign(model="0123456789ab"), "demo", {}, ["mrr@10"], None
+        results(languages=("en", "es"), mT5_base=(0.3, 0.2)).assign(model="0123456789ab"), "demo", {}, ["mrr@10"], None
     )
     assert here.set_index("lang")["trained_on_lang"].to_dict() == {"en": "yes", "es": "no"}
 

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 # told apart by people who see colours differently; related systems share a hue.
 SYSTEMS = {
     "BM25": ("#6E6E6E", "X"),
-    "mT5": ("#CC79A7", "v"),
-    "mMiniLM": ("#A35083", "<"),
+    "mT5-base": ("#CC79A7", "v"),
+    "mMiniLM-L6": ("#A35083", "<"),
     "mono-XM": ("#6B2C58", ">"),
     "DPR-X": ("#56B4E9", "p"),
-    "mE5": ("#009E73", "P"),
+    "mE5-base": ("#009E73", "P"),
     "DPR-XM": ("#0072B2", "s"),
     "mColBERT": ("#E69F00", "D"),
     "ColBERT-XM with English adapters": ("#F0A27A", "^"),
@@ -29,12 +29,10 @@ SYSTEMS = {
 }
 FAMILIES = {
     "Lexical systems": ("BM25",),
-    "Cross-encoders": ("mT5", "mMiniLM", "mono-XM"),
-    "Single-vector bi-encoders": ("DPR-X", "mE5", "DPR-XM"),
+    "Cross-encoders": ("mT5-base", "mMiniLM-L6", "mono-XM"),
+    "Single-vector bi-encoders": ("DPR-X", "mE5-base", "DPR-XM"),
     "Multi-vector bi-encoders": ("mColBERT", "ColBERT-XM with English adapters", "ColBERT-XM"),
 }
-PRINTED = {"mT5": "mT5-base", "mMiniLM": "mMiniLM-L6", "mE5": "mE5-base"}  # our name → the paper's, where they differ
-OURS = {printed: name for name, printed in PRINTED.items()}
 METRICS = {"mrr": "MRR", "recall": "R", "ndcg": "nDCG"}
 INK, SOFT, FAINT = "#222222", "#7A7A7A", "#D9D9D9"
 SEEN, UNSEEN = "#FBE3CF", "#DCEBF7"  # languages met in training, and zero-shot ones: orange and blue, as in the paper
@@ -52,12 +50,12 @@ def family(system: str) -> str:
 
 
 def colour(system: str) -> str:
-    return SYSTEMS.get(OURS.get(system, system), (INK, "o"))[0]
+    return SYSTEMS.get(system, (INK, "o"))[0]
 
 
 def mark(system: str, size: float) -> dict:
     """How a system's dot is drawn; a white edge keeps dots apart that touch."""
-    fill, shape = SYSTEMS.get(OURS.get(system, system), (INK, "o"))
+    fill, shape = SYSTEMS.get(system, (INK, "o"))
     return dict(color=fill, marker=shape, ms=size, mec="white", mew=0.7, ls="none", zorder=3)
 
 

@@ -71,7 +71,7 @@ def main_table(
     comparison by the first metric. `training` has a row per trained system with the columns `tables.TRAINING`: the
     first columns of Table 1. Where `rows` have a column `examples` there is a row for each number of them (Table 4).
     """
-    metrics = [metric] if isinstance(metric, str) else list(metric)
+    metrics = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
     cells = tables.by_language(rows, profile, significance or {}, metrics, table, training)
     path = write_csv(cells, profile, stem)
     return [path, *draw_table(path)]
@@ -225,6 +225,11 @@ def _dumbbell(ax, x: float, names: Sequence[str], values: Sequence[float], certa
     ax.annotate(label, (x, max(values)), (0, 8 if large else 6), **look, **offset)
 
 
+def examples_table(scaling: pd.DataFrame, profile: str, stem: str = "tab4_examples") -> list[Path]:
+    """Table 4: `scaling` are result rows with a column `examples`."""
+    return main_table(scaling, profile, None, [row["metric"] for row in reported.rows(4)], 4, stem)
+
+
 def examples_curve(
     scaling: pd.DataFrame, results: pd.DataFrame, profile: str, stem: str = "fig3_examples"
 ) -> list[Path]:
@@ -240,7 +245,7 @@ def examples_curve(
             cells.append(dict(source="paper", system="ColBERT-XM", metric=row["metric"], examples_millions=examples))
             cells[-1] |= dict(value=row["value"] / 100, n_languages=14, collection="mMARCO small dev", profile="")
     printed = next(row["value"] for row in reported.rows(1) if row["system"] == "mE5-base" and row["lang"] == "avg")
-    cells.append(cells[0] | dict(system="mE5", metric="mrr@10", examples_millions=None, value=printed / 100))
+    cells.append(cells[0] | dict(system="mE5-base", metric="mrr@10", examples_millions=None, value=printed / 100))
     ours = scaling[scaling["profile"] == profile]
     if len(ours):
         langs, where = (
@@ -250,11 +255,11 @@ def examples_curve(
         for (metric, examples), group in ours.groupby(["metric", "examples"]):
             made = dict(system="ColBERT-XM", metric=metric, examples_millions=examples / 1e6)
             cells.append(where | made | dict(value=group["value"].mean(), n_languages=group["lang"].nunique()))
-        same = results.query("system == 'mE5' and profile == @profile and collection == @where['collection']")
+        same = results.query("system == 'mE5-base' and profile == @profile and collection == @where['collection']")
         for metric, group in same[same["lang"].isin(langs)].groupby("metric"):
             if set(group["lang"]) == langs:
                 cells.append(
-                    where | dict(system="mE5", metric=metric, value=group["value"].mean(), n_languages=len(langs))
+                    where | dict(system="mE5-base", metric=metric, value=group["value"].mean(), n_languages=len(langs))
                 )
     path = write_csv(pd.DataFrame(cells), profile, stem)
     return [path, *draw_examples_curve(path)]
@@ -286,9 +291,9 @@ def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
     ax.plot(x, y, **mark("ColBERT-XM", 5.5))
     for at, value in zip(x, y, strict=True):
         ax.annotate(f"{value:.1f}", (at, value), (0, 5), textcoords="offset points", ha="center", fontsize=7)
-    for value in 100 * cells.loc[cells["system"] == "mE5", "value"]:
-        ax.axhline(value, color=colour("mE5"), lw=1.1, ls=(0, (4, 3)), zorder=1)
-        beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5"))
+    for value in 100 * cells.loc[cells["system"] == "mE5-base", "value"]:
+        ax.axhline(value, color=colour("mE5-base"), lw=1.1, ls=(0, (4, 3)), zorder=1)
+        beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5-base"))
         ax.annotate(f"mE5 {value:.1f}", (0.55, value), xycoords=("axes fraction", "data"), **beside)
     ax.locator_params(axis="y", nbins=5)
     ax.set_xticks(x, [looks.millions(value) for value in x], fontsize=6.5)

@@ -136,8 +136,7 @@ def _trained_on(system: str, lang: str, model: str) -> str:
     """Was `lang` among the training languages? What is trained here saw English only; of others the paper tells."""
     if system == "BM25":
         return ""
-    name = looks.PRINTED.get(system, system)
-    printed = {row["lang"]: row["trained_on_lang"] for row in reported.rows(1) if row["system"] == name}
+    printed = {row["lang"]: row["trained_on_lang"] for row in reported.rows(1) if row["system"] == system}
     if not printed or is_trained_here(model):
         return "yes" if lang == TRAINING_LANGUAGE else "no"
     return _WORDS[printed.get(lang, False)]
@@ -189,15 +188,14 @@ def _lines(ours: pd.DataFrame, paper: pd.DataFrame) -> Iterator[tuple[str, str, 
         yield from [("ours", name, name) for name in mine] or [(NOT_RUN, "", "ours")]
         yield from (("paper", name, f"{name}, paper") for name in theirs)
         return
-    for name in in_order([*mine, *(looks.OURS.get(printed, printed) for printed in theirs)], SYSTEMS):
+    for name in in_order([*mine, *theirs], SYSTEMS):
         if name in mine:
             small = len(theirs) > 0 and any(_stands_in(ours[ours["system"] == name]))
             yield "ours", name, name + (STAND_IN if small else "")
         else:
             yield NOT_RUN, name, name
-        printed = looks.PRINTED.get(name, name)
-        if printed in theirs:
-            yield "paper", printed, "    paper" if printed == name else f"    paper: {printed}"
+        if name in theirs:
+            yield "paper", name, "    paper"
 
 
 def _stands_in(ours: pd.DataFrame) -> pd.Series:
@@ -387,7 +385,6 @@ def efficiency(ours: pd.DataFrame, profile: str) -> pd.DataFrame:
 def draw_efficiency(cells: pd.DataFrame) -> Grid:
     """Engines below each other, by system; ours, then the paper's."""
     grid = Grid(["", *EFFICIENCY.values()], caption=_efficiency_caption(cells))
-    cells = cells.assign(system=cells["system"].replace(looks.OURS))
     for system in in_order(cells["system"], SYSTEMS):
         grid.rows.append([Cell(system, bold=True)])
         block = cells[cells["system"] == system]
