@@ -20,7 +20,7 @@ def train(toy_train, tmp_path, monkeypatch):
 
 def models(name: str = "*") -> list[str]:
     folders = (pipeline.RUNS / "models").glob(f"{name}-*")
-    return sorted(folder.name.rsplit("-", 1)[0] for folder in folders)
+    return sorted(folder.name.rsplit("-", 1)[0] for folder in folders if folder.is_dir())
 
 
 def test_a_row_is_made_when_it_is_asked_for_and_no_other(train):

@@ -108,7 +108,7 @@ class CrossEncoder:
         return logits_N
 
     def _last_layer(self) -> torch.nn.Linear:
-        return [module for module in self.model.modules() if isinstance(module, torch.nn.Linear)][-1]
+        raise NotImplementedError
 
     def _padded(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
         return self.tokenizer.pad(pairs, return_tensors="pt").to(self.model.device)
@@ -123,6 +123,10 @@ class Classifier(CrossEncoder):
     def logits(self, pairs: list[Pair], lang: str) -> torch.Tensor:
         """As everywhere; `lang` changes nothing."""
         return self._odds(self.model(**self._padded(pairs)).logits)
+
+    def _last_layer(self) -> torch.nn.Linear:
+        linear = [module for module in self.model.modules() if isinstance(module, torch.nn.Linear)]
+        return next(module for module in reversed(linear) if module.out_features == self.model.config.num_labels)
 
     @staticmethod
     def _odds(logits_NL: torch.Tensor) -> torch.Tensor:
