@@ -10,10 +10,10 @@ READY = $(VENV)/.ready
 EXECUTED = $${XMLIB_RUNS:-runs}/$(profile)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab figures eval check filter clean
+.PHONY: help demo test lab figures eval bench bench-engines check filter clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## all notebooks in miniature: minutes on two CPU cores, no download; profile=small for real data
 	$(RUN) -m xmlib.run_notebooks --profile $(profile)
@@ -32,6 +32,13 @@ eval: $(READY) ## evaluate one language: make eval lang=ar
 	@mkdir -p "$(EXECUTED)"
 	$(RUN) -m papermill notebooks/03_eval.ipynb "$(EXECUTED)/03_eval.$(lang).ipynb" \
 	    -k python3 -f params/03_eval.$(profile).yaml -r lang "$(lang)"
+
+bench: $(READY) ## speed of encoding and of a training step beside stock transformers, in one run
+	$(RUN) -m benchmarks.encoder
+	$(RUN) -m benchmarks.training
+
+bench-engines: $(READY) ## our indexes beside brute force and the peers of peers="<python that has them>"
+	$(RUN) benchmarks/engines.py --generate 20000 $(if $(peers),--peers $(peers))
 
 check: $(READY) ## style, and the tests that take seconds
 	$(RUN) -m ruff check .

@@ -81,6 +81,20 @@ class Training:
             raise ValueError(f"{source} does not say its language; give one of: {', '.join(self.encoder_languages())}")
         return languages.resolve(lang, [code for code in self.encoder_languages() if code in named or not named])
 
+    def places_of(self, sources: str, lang: str) -> dict[str, list[str]]:
+        """Source → languages, for collections named with commas. One that lacks a language is left out, and says so."""
+        found, refused = {}, {}
+        for source in (source.strip() for source in sources.split(",")):
+            try:
+                found[source] = self.languages_of(source, lang)
+            except ValueError as error:
+                refused[source] = error
+        if not found:
+            raise next(iter(refused.values()))
+        for source, error in refused.items():
+            print(f"without {source}: {error}")
+        return found
+
     def encoder_languages(self) -> list[str]:
         """The languages that the encoder is pre-trained in."""
         if self.text == "sample":
