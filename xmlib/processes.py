@@ -7,6 +7,7 @@ independent: see `xmlib.experiments`. Nothing here schedules over machines; Snak
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -77,7 +78,13 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
-    """One thread, and silence: what goes wrong comes back as the exception of its task."""
+    """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
+    threading.Thread(target=_outlive_nobody, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def _outlive_nobody() -> None:
+    multiprocessing.parent_process().join()  # ends when the parent does, however it does
+    os._exit(1)

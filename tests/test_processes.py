@@ -1,0 +1,49 @@
+"""Work side by side: in order, with errors that come back, and no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xmlib import processes
+
+
+def test_results_come_in_the_order_of_the_tasks():
+    assert processes.each(pow, [(2, n) for n in range(5)], "powers", "power", processes=2) == [1, 2, 4, 8, 16]
+    assert processes.each(pow, [(2, n) for n in range(5)], "powers", "power", processes=1) == [1, 2, 4, 8, 16]
+
+
+def test_an_error_comes_back_from_another_process():
+    with pytest.raises(ZeroDivisionError):
+        processes.each(divmod, [(1, 1), (1, 0), (2, 1)], "divide", "quotient", processes=2)
+
+
+def test_what_runs_beside_is_waited_for():
+    with processes.beside(pow, 2, 10) as future:
+        pass
+    assert future.result() == 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks for processes in /proc")
+def test_no_process_outlives_a_parent_that_was_killed():
+    sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'sleep', 'nap', processes=2)"
+    parent = subprocess.Popen([sys.executable, "-c", sleepers], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 90
+    while len(children := _children(parent.pid)) < 2 and time.time() < deadline:
+        time.sleep(0.2)
+    time.sleep(0.5)
+    assert len(children) >= 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+def _children(parent: int) -> list[int]:
+    """Processes whose parent this is, the tracker of shared resources among them."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
