@@ -29,7 +29,7 @@ def test_what_runs_beside_is_waited_for():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks for processes in /proc")
 def test_no_process_outlives_a_parent_that_was_killed():
-    sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'sleep', 'nap', processes=2)"
+    sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'a', 'b', processes=2)"
     parent = subprocess.Popen([sys.executable, "-c", sleepers], stderr=subprocess.DEVNULL)
     deadline = time.time() + 90
     while len(children := _children(parent.pid)) < 2 and time.time() < deadline:
