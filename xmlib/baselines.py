@@ -57,9 +57,14 @@ class Systems(Mapping[str, System]):
             return replace(row, model=self.checkpoints[name])
         return replace(row, **_row(self.train, name)) if row.model else row
 
+    def built(self) -> list[str]:
+        """Names of the rows whose checkpoints exist already, or that need none."""
+        return [name for name in self if is_built(lambda name=name: self[name])]
+
     def make(self, names: Sequence[str]) -> None:
         """Make the checkpoints of these rows that do not exist yet, side by side on the machine's cores."""
-        missing = [name for name in names if not is_built(lambda name=name: self[name])]
+        have = self.built()
+        missing = [name for name in names if name not in have]
         if missing:
             _ = self.train.examples, encoder(self.train)  # what most of them stand on
             alone = Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
