@@ -108,7 +108,7 @@ def test_training_that_was_cut_off_goes_on_from_its_checkpoint(train, monkeypatc
 
 def test_how_often_a_checkpoint_is_written_is_no_part_of_a_models_identity(train):
     one, two = (training.Recipe(steps=5, checkpoint_every=n) for n in (1, 5))
-    assert pipeline._identity(one) == pipeline._identity(two)
+    assert pipeline.identity_of(one) == pipeline.identity_of(two)
 
 
 def test_mined_negatives_are_wrong_results_of_the_same_query():

@@ -22,7 +22,7 @@ from xmlib.crossencoders import Classifier, CrossEncoder, MonoT5, MonoXM
 from xmlib.data.triples import Triples
 from xmlib.models import BiEncoder, Colbert, Plain
 from xmlib.paths import RUNS
-from xmlib.pipeline import CHECKPOINT, Shape, Training, _device, _digest, _finish, _identity
+from xmlib.pipeline import CHECKPOINT, Shape, Training, device, digest, finish, identity_of
 from xmlib.stages import fingerprint, is_built, stage
 from xmlib.systems import PAPER, System
 from xmlib.tokens import concatenate
@@ -94,11 +94,11 @@ def encoder(train: Training) -> Path:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        model = XLMRobertaForMaskedLM(config).to(_device())
-        _finish(pretrain(model, tokenizer, train.texts, recipe, folder / CHECKPOINT, train.progress), folder)
+        model = XLMRobertaForMaskedLM(config).to(device())
+        finish(pretrain(model, tokenizer, train.texts, recipe, folder / CHECKPOINT, train.progress), folder)
         pretraining.save(model, tokenizer, folder)
 
-    inputs = {"text": fingerprint(train.encoder), "width": width, "layers": train.layers, "recipe": _identity(recipe)}
+    inputs = {"text": fingerprint(train.encoder), "width": width, "layers": train.layers, "recipe": identity_of(recipe)}
     return stage(RUNS / "models", "xlm-r", 1, inputs, build)
 
 
@@ -163,8 +163,8 @@ def retriever(train: Training, cls: type[Plain], scale: float = 1.0, **settings)
 
     def build(folder: Path) -> None:
         torch.manual_seed(recipe.seed)  # the projection starts at random
-        model = cls.from_encoder(start, **settings).to(_device())
-        _finish(training.finetune(model, examples, recipe, folder / CHECKPOINT, True, scale, train.progress), folder)
+        model = cls.from_encoder(start, **settings).to(device())
+        finish(training.finetune(model, examples, recipe, folder / CHECKPOINT, True, scale, train.progress), folder)
         model.save(folder)
 
     inputs = _inputs(start, examples, recipe) | {"scale": scale, "settings": settings}
@@ -178,8 +178,8 @@ def cross_encoder(train: Training, cls: type[CrossEncoder], start: Path, **confi
 
     def build(folder: Path) -> None:
         torch.manual_seed(recipe.seed)  # a head starts at random
-        model = cls.from_encoder(start, PAIR_LENGTH, **config).to(_device())
-        _finish(crossencoders.finetune(model, examples, recipe, folder / CHECKPOINT, train.progress), folder)
+        model = cls.from_encoder(start, PAIR_LENGTH, **config).to(device())
+        finish(crossencoders.finetune(model, examples, recipe, folder / CHECKPOINT, train.progress), folder)
         model.save(folder)
 
     inputs = _inputs(start, examples, recipe) | {"length": PAIR_LENGTH, "config": config}
@@ -219,6 +219,6 @@ def _heads(width: int) -> int:
 def _inputs(start: Path, examples: Triples, recipe: Recipe) -> dict:
     return {
         "start": fingerprint(start),
-        "examples": _digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
-        "recipe": _identity(recipe),
+        "examples": digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
+        "recipe": identity_of(recipe),
     }

@@ -214,9 +214,9 @@ def pretrained(
 ) -> Path:
     """An X-MOD with an adapter for every language of `texts`, trained on them from scratch, and its tokenizer."""
     inputs = {
-        "texts": _digest(texts),
+        "texts": digest(texts),
         "shape": asdict(shape),
-        "recipe": _identity(recipe),
+        "recipe": identity_of(recipe),
         "max_length": max_length,
         "join": join,
     }
@@ -230,10 +230,10 @@ def pretrained(
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         model = pretraining.new_xmod(
             tokenizer, list(texts), shape.hidden, shape.layers, shape.heads, longest=shape.longest, seed=recipe.seed
-        ).to(_device())
+        ).to(device())
         checkpoint = folder / CHECKPOINT
         loop = pretraining.pretrain(model, tokenizer, texts, recipe, checkpoint, max_length, join, progress=progress)
-        _finish(loop, folder)
+        finish(loop, folder)
         pretraining.save(model, tokenizer, folder)
 
     return stage(RUNS / "models", "xmod", 1, inputs, build)
@@ -288,8 +288,8 @@ def finetuned(
     inputs = {
         "kind": kind,
         "encoder": fingerprint(encoder),
-        "examples": _digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
-        "recipe": _identity(recipe),
+        "examples": digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
+        "recipe": identity_of(recipe),
         "layout": asdict(layout),
         **settings,
     }
@@ -297,12 +297,12 @@ def finetuned(
     def build(folder: Path) -> None:
         torch.manual_seed(recipe.seed)  # the projection starts at random
         classes = {"colbert-xm": ColbertXM, "dpr-xm": DprXM}
-        model = classes[kind].from_encoder(encoder, layout=layout, **sizes).to(_device())
+        model = classes[kind].from_encoder(encoder, layout=layout, **sizes).to(device())
         checkpoint = folder / CHECKPOINT
         if after is not None and (after / CHECKPOINT).exists() and not checkpoint.exists():
             shutil.copyfile(after / CHECKPOINT, checkpoint)
         loop = training.finetune(model, examples, recipe, checkpoint, own_negatives, scale, progress)
-        _finish(loop, folder, stop)
+        finish(loop, folder, stop)
         model.record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
         model.save(folder)
 
@@ -314,7 +314,8 @@ def read_log(folder: Path) -> pd.DataFrame:
     return pd.read_csv(Path(folder) / LOG)
 
 
-def _finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
+def finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
+    """Do what is left of a training run, under the meter, and write its log beside the model."""
     with Meter() as meter:
         log = loop.run(stop)
     meter.save(folder)
@@ -323,7 +324,7 @@ def _finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _identity(recipe: Recipe) -> dict:
+def identity_of(recipe: Recipe) -> dict:
     """What of a recipe shapes the weights: all but how often they are saved."""
     return {name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"}
 
@@ -338,14 +339,16 @@ def _plain_text(collection: Collection) -> list[str]:
     return [passages.text(position) for position in range(len(passages))] + list(collection.queries.values())
 
 
-def _digest(texts: dict[str, Sequence[str]], rows: np.ndarray | None = None) -> str:
-    digest = hashlib.sha256()
+def digest(texts: dict[str, Sequence[str]], rows: np.ndarray | None = None) -> str:
+    """SHA-256 of named texts, and of the rows of examples that point into them."""
+    sha = hashlib.sha256()
     for name, lines in texts.items():
-        digest.update(json.dumps([name, *lines], ensure_ascii=False).encode())
+        sha.update(json.dumps([name, *lines], ensure_ascii=False).encode())
     if rows is not None:
-        digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
-    return digest.hexdigest()
+        sha.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
+    return sha.hexdigest()
 
 
-def _device() -> str:
+def device() -> str:
+    """Where models are trained."""
     return "cuda" if torch.cuda.is_available() else "cpu"
