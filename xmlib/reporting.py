@@ -268,7 +268,7 @@ def examples_curve(
 def draw_examples_curve(path: Path) -> list[Path]:
     frame = read_csv(path)
     sources = [source for source in ("paper", "ours") if source in set(frame["source"])]
-    metrics = [metric for metric in dict.fromkeys(frame["metric"]) if metric in set(frame["metric"])]
+    metrics = list(dict.fromkeys(frame.loc[frame["system"] == "ColBERT-XM", "metric"]))
     with style():
         fig = Figure(figsize=(2.15 * len(metrics) + 0.6, 2.35 * len(sources) + 0.35), layout="constrained")
         for axes, source in zip(fig.subplots(len(sources), len(metrics), squeeze=False), sources, strict=True):
@@ -284,7 +284,7 @@ def draw_examples_curve(path: Path) -> list[Path]:
 
 
 def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
-    """One metric: a curve over the number of examples, and mE5 as a line across."""
+    """One metric: a curve over the number of examples, spaced by ratio, and mE5 as a line across."""
     curve = cells[cells["system"] == "ColBERT-XM"].sort_values("examples_millions")
     x, y = curve["examples_millions"], 100 * curve["value"]
     ax.plot(x, y, color=colour("ColBERT-XM"), lw=1.6)
@@ -296,6 +296,8 @@ def _example_panel(ax, cells: pd.DataFrame, metric: str) -> None:
         beside = dict(xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7, color=colour("mE5-base"))
         ax.annotate(f"mE5 {value:.1f}", (0.55, value), xycoords=("axes fraction", "data"), **beside)
     ax.locator_params(axis="y", nbins=5)
+    ax.set_xscale("log", base=2)
+    ax.minorticks_off()
     ax.set_xticks(x, [looks.millions(value) for value in x], fontsize=6.5)
     ax.margins(x=0.14, y=0.3)
     ax.set_title(metric_name(metric))
@@ -378,6 +380,7 @@ def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
         ax.set_axis_off()
         return
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(lambda x, position: "")
     ax.margins(x=0.22, y=0.28)
     first = block.iloc[0]
     ax.set_xlabel("kWh (each step is a factor of 10)")

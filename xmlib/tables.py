@@ -143,8 +143,8 @@ def _trained_on(system: str, lang: str, model: str) -> str:
 
 
 def is_trained_here(model: str) -> bool:
-    """Whether a result row's model is a stage of this project, named by the start of its key; else it is a hub id."""
-    return re.fullmatch(r"[0-9a-f]{12}", model) is not None
+    """Whether a result row's model, as `systems.version` names it, was made by this project; else it is a hub id."""
+    return re.fullmatch(r"[0-9a-f]{12}( \(made here\))?", model) is not None
 
 
 def draw_by_language(cells: pd.DataFrame) -> Grid:
