@@ -44,6 +44,8 @@ def test_no_process_outlives_a_parent_that_was_killed():
 
 
 def _children(parent: int) -> list[int]:
-    """Processes whose parent this is, the tracker of shared resources among them."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+    """Workers whose parent this is; not the tracker of shared resources, which goes by itself."""
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
+    ).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]

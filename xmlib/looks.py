@@ -113,7 +113,9 @@ def digits(value: float) -> str:
 
 
 def millions(value: float, tenths: bool = True) -> str:
-    """6.4 → "6.4M", 0.0064 → "6.4k"; without tenths 86 → "86M"."""
+    """6.4 → "6.4M", 0.0064 → "6.4k", 0.000064 → "64"; without tenths 86 → "86M"."""
+    if value < 0.0005:
+        return f"{1e6 * value:.0f}"
     if value < 1:
         return f"{1000 * value:.1f}k"
     return f"{value:.1f}M" if tenths or value < 10 else f"{value:.0f}M"

@@ -143,18 +143,10 @@ class Training:
     def colbert_snapshots(self, steps: Sequence[int]) -> list[Path]:
         """One run of ColBERT-XM over the largest of `steps`, saved after each of them."""
         recipe = Recipe(max(steps), self.batch_size, self.rate, seed=self.seed)
+        settings = (self.encoder, self.examples, recipe, self.layout)
         last, folders = None, {}
         for step in sorted(steps):
-            last = finetuned(
-                "colbert-xm",
-                self.encoder,
-                self.examples,
-                recipe,
-                self.layout,
-                **self._colbert_settings,
-                stop=step,
-                after=last,
-            )
+            last = finetuned("colbert-xm", *settings, **self._colbert_settings, stop=step, after=last)
             folders[step] = last
         return [folders[step] for step in steps]
 
