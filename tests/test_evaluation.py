@@ -191,6 +191,15 @@ def test_holm_worked_by_hand():
     assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_one_question_that_differs_proves_nothing(moved):
+    a = pd.Series(np.zeros(20), index=[f"q{i}" for i in range(20)])
+    b = a.copy()
+    b.iloc[:moved] = 1.0
+    table = compare({"sw": a}, {"sw": b})
+    assert table["p"].tolist() == [1.0] and table["difference"].tolist() == [moved / 20]
+
+
 def test_a_real_difference_is_found_and_noise_is_not():
     rng = np.random.default_rng(0)
     a, noise = pd.Series(rng.random(300)), rng.normal(0, 0.1, 300)

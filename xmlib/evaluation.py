@@ -123,8 +123,8 @@ def compare(
             raise ValueError(f"{lang}: the systems were not evaluated on the same queries ({len(a)} and {len(b)})")
         difference = (b.reindex(a.index) - a).to_numpy()
         moved = difference[difference != 0]  # a query without difference is the same with either sign
-        p = 1.0
-        if len(moved):
+        p = 1.0  # also of a single one, whose sign is as good as its opposite
+        if len(moved) > 1:
             how = dict(permutation_type="samples", vectorized=True, batch=1000)
             p = float(permutation_test((moved,), np.sum, n_resamples=resamples, rng=seed, **how).pvalue)
         rows.append((lang, a.mean(), b.mean(), difference.mean(), p, len(a)))
