@@ -23,19 +23,19 @@ PADDING = 1
 FIRST_TOKEN = 4  # ids below are special
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every benchmark has: the model, and the run."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="depth of the encoder; xmod-base has 12")
     parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64; xmod-base has 768")
     parser.add_argument("--vocabulary", type=int, default=250_002, help="tokens; fewer need less memory, same speed")
     parser.add_argument("--languages", type=int, default=81, help="adapters in every layer; xmod-base has 81")
     parser.add_argument("--seed", type=int, default=0, help="of weights and texts")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch, on a CPU")
     parser.add_argument("--out", type=Path, default=RUNS / "benchmarks", help="folder of the JSON file")
+    return parser
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -28,15 +28,11 @@ BEST = 10  # passages whose order is compared
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    common.add_model_arguments(parser)
+    parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=64, help="texts of the batch")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="ours encodes at most about so many at once")
     parser.add_argument("--questions", type=int, default=32, help="queries whose rankings are compared")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; one more goes before, untimed")
-    common.add_run_arguments(parser)
     return parser.parse_args()
 
 

@@ -36,32 +36,27 @@ DEPTHS = (10, 100, 1000)
 
 
 def ours(data, folder, threads):
-    from xmlib.index import plaid
-    from xmlib.index.vectors import TokenVectors
-
-    vectors = TokenVectors(data["vectors"], data["offsets"])
-    ids = [str(b) for b in range(len(vectors))]
-    origin = {"model": "benchmark", "lang": "en", "collection": "benchmark"}
-    plain = plaid.build(folder / "2bit", vectors.slice, ids, origin, rescore=False)
-    yield "built"
-    for effort in plaid.EFFORTS:
-        yield f"2 bits, effort {effort}", _ours(plain, effort, threads)
+    yield from _ours(data, folder, threads, "2 bits", rescore=False)
 
 
 def ours_rescored(data, folder, threads):
+    yield from _ours(data, folder, threads, "2 bits + 8 to rescore", rescore=True)
+
+
+def _ours(data, folder, threads, name, rescore):
     from xmlib.index import plaid
     from xmlib.index.vectors import TokenVectors
 
     vectors = TokenVectors(data["vectors"], data["offsets"])
     ids = [str(b) for b in range(len(vectors))]
     origin = {"model": "benchmark", "lang": "en", "collection": "benchmark"}
-    rescored = plaid.build(folder / "rescored", vectors.slice, ids, origin, rescore=True)
+    index = plaid.build(folder / "index", vectors.slice, ids, origin, rescore=rescore)
     yield "built"
     for effort in plaid.EFFORTS:
-        yield f"2 bits + 8 to rescore, effort {effort}", _ours(rescored, effort, threads)
+        yield f"{name}, effort {effort}", _search(index, effort, threads)
 
 
-def _ours(index, effort, threads):
+def _search(index, effort, threads):
     def search(queries, k):
         return index.search(queries, np.ones(queries.shape[:2], bool), k, effort=effort, threads=threads)[1].tolist()
 

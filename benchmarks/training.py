@@ -35,14 +35,10 @@ PRINTED = {"system": "paper, one H100, printed", "paper's run, hours": 7.5, "kWh
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    common.add_model_arguments(parser)
+    parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8, help="triples of a step")
     parser.add_argument("--dropout", type=float, default=0.1, help="of hidden states and attention; xmod-base has 0.1")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps; one more goes before, untimed")
-    common.add_run_arguments(parser)
     return parser.parse_args()
 
 
