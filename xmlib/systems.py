@@ -103,6 +103,8 @@ _ROWS = (
     System("ColBERT-XM with English adapters", "colbert-xm", "antoinelouis/colbert-xm", adapters=TRAINING_LANGUAGE),
     System("ColBERT-XM", "colbert-xm", "antoinelouis/colbert-xm"),
 )
+# k1 and b of BM25, where those who made a collection set their own; elsewhere, as on Mr. TyDi, they are Anserini's.
+TUNED = {"mmarco": dict(k1=0.82, b=0.68)}
 PAPER = {system.name: system for system in _ROWS}
 
 
@@ -205,6 +207,8 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
     """
     if system.group == "cross-encoder":
         system = BM25
+    if system.kind == "bm25":
+        system = replace(system, settings=TUNED.get(collection.source, {}) | system.settings)
     inputs = {
         "kind": system.kind,
         "passages": collection.passages.fingerprint,
@@ -268,7 +272,7 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
     if system.kind == "bm25":
         from xmlib.index.bm25 import BM25
 
-        BM25.build(folder, collection)
+        BM25.build(folder, collection, **system.settings)
         return
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
 
