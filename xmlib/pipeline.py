@@ -75,6 +75,7 @@ class Training:
     own_negatives: bool = True  # in the denominator of Eq. 8, as printed; False as in the released code
     pooling: str = "mean"  # DPR-XM: mean, max or cls
     dpr_steps: int = 200
+    dpr_length: int = 128  # tokens of a text, questions too
     dpr_rate: float = 1e-3
     dpr_scale: float = 20.0  # of the cosine inside the softmax
     seed: int = 42
@@ -202,7 +203,7 @@ class Training:
     def dpr(self) -> Path:
         """DPR-XM, on the same examples."""
         recipe = Recipe(self.dpr_steps, self.batch_size, self.dpr_rate, seed=self.seed)
-        layout = replace(SINGLE_VECTOR, query_length=self.passage_length, passage_length=self.passage_length)
+        layout = replace(SINGLE_VECTOR, query_length=self.dpr_length, passage_length=self.dpr_length)
         settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, progress=self.progress)
         examples = self.examples_for(self.dpr_steps)
         return finetuned("dpr-xm", self.encoder, examples, recipe, layout, **settings, pooling=self.pooling)

@@ -235,7 +235,9 @@ def _add_training(needs: Needs, train: Training, stem: str, parameters: dict) ->
         steps = sum(steps) if parameters["how"] == "independent" else max(steps)
         needs.runs = [("ColBERT-XM", steps, train.batch_size)]
     else:
-        needs.runs = [("ColBERT-XM", train.steps, train.batch_size), ("DPR-XM", train.dpr_steps, train.batch_size)]
+        needs.runs = [("ColBERT-XM", train.steps, train.batch_size)]
+        if stem == HERE or any((row.name, row.model) == ("DPR-XM", HERE) for row, _ in needs.ranked):
+            needs.runs.append(("DPR-XM", train.dpr_steps, train.batch_size))
         needs.first = HERE if stem != HERE else ""
 
 

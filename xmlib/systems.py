@@ -103,7 +103,8 @@ _ROWS = (
     System("ColBERT-XM with English adapters", "colbert-xm", "antoinelouis/colbert-xm", adapters=TRAINING_LANGUAGE),
     System("ColBERT-XM", "colbert-xm", "antoinelouis/colbert-xm"),
 )
-# k1 and b of BM25, where those who made a collection set their own; elsewhere, as on Mr. TyDi, they are Anserini's.
+# k1 and b of BM25: Anserini's defaults, as in the paper's row for Mr. TyDi, or those that a collection's makers set.
+ANSERINI = dict(k1=0.9, b=0.4)
 TUNED = {"mmarco": dict(k1=0.82, b=0.68)}
 PAPER = {system.name: system for system in _ROWS}
 
@@ -143,6 +144,11 @@ def checkpoints_of(text: str) -> dict[str, str]:
         if not where.strip():
             raise ValueError(f"checkpoint {name.strip()!r} has no place: write name=folder or name=hub id")
     return {pick(name.strip(), PAPER)[0]: where.strip() for name, _, where in pairs}
+
+
+def bm25_settings(collection: Collection) -> dict[str, float]:
+    """k1 and b with which BM25 indexes a collection."""
+    return ANSERINI | TUNED.get(collection.source, {})
 
 
 def version(system: System) -> str:
