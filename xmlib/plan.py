@@ -129,11 +129,10 @@ class Download:
     def text(self) -> str:
         if not self.files:
             return f"{self.what}: here already"
-        known = hub.human(self.size) + (", as its page showed" if self.shown else "")
-        if self.unknown:
-            known += f" and {self.unknown} of unknown size" if self.size else ", of unknown size"
-            known = known if self.size else "size unknown"
-        return f"{self.what}: {self.files} file{'s' * (self.files > 1)}, {known} (licence: {self.licence})"
+        sizes = [hub.human(self.size) + ", as its page showed" * self.shown] if self.size or not self.unknown else []
+        sizes += [f"{self.unknown} of unknown size"] if self.unknown else []
+        count = f"{self.files} file{'s' * (self.files > 1)}"
+        return f"{self.what}: {count}, {' and '.join(sizes)} (licence: {self.licence})"
 
 
 def announce(stem: str, names: dict) -> None:
@@ -171,9 +170,12 @@ def together(notebooks: dict[str, dict]) -> str:
             list(dict.fromkeys([*whole.runs, *needs.runs])),
             dim=needs.dim,
         )
+    title = f"all {len(notebooks)} notebooks together"
+    if not whole.anything:
+        return f"{title}: nothing is downloaded"
     found = downloads(whole)
     parts = {"download": [line.text() for line in found], "disk": disk(whole, found)}
-    return "\n".join([f"all {len(notebooks)} notebooks together", *_indented(parts)])
+    return "\n".join([title, *_indented(parts)])
 
 
 def needs_of(stem: str, parameters: dict) -> Needs:
