@@ -10,13 +10,16 @@ READY = $(VENV)/.ready
 EXECUTED = $${XMLIB_RUNS:-runs}/$(profile)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab figures eval bench bench-engines check filter clean
+.PHONY: help demo plan test lab figures eval bench bench-engines check filter clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## all notebooks in miniature: minutes on two CPU cores, no download; profile=small for real data
 	$(RUN) -m xmlib.run_notebooks --profile $(profile)
+
+plan: $(READY) ## what a profile would download, take and reach, before it does: make plan profile=paper
+	$(RUN) -m xmlib.plan --profile $(profile)
 
 test: $(READY) ## every test, the notebooks in the smoke profile included; args="-k stages" picks some
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(workers) --dist loadgroup $(args)

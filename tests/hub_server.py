@@ -1,8 +1,8 @@
 """A small Hugging Face hub on loopback: as much of its protocol as the real client needs to fetch a file.
 
-Files are served at /datasets/<repo>/resolve/<revision>/<path>. A file of LFS (`lfs=True`) states its SHA-256, and
-redirects to /storage/…, as the hub redirects to its storage host; the others state their git SHA-1. `faults` are played
-once each, in their order, for requests of a path; `requests` is what was asked.
+Files are served at /datasets/<repo>/resolve/<revision>/<path>, and of models without /datasets. A file of LFS
+(`lfs=True`) states its SHA-256, and redirects to /storage/…, as the hub redirects to its storage host; the others state
+their git SHA-1. `faults` are played once each, in their order, for requests of a path; `requests` is what was asked.
 """
 
 import hashlib
@@ -89,11 +89,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         self.hub.tokens.append(self.headers.get("Authorization"))
+        if path.startswith("/api/"):  # transformers looks for more templates of a tokenizer than the file it has
+            return self._refuse(404, "EntryNotFound")
         stored = path.startswith("/storage/")
         if stored:
             repo_path = path.removeprefix("/storage/")
         else:
-            repo, _, rest = path.removeprefix("/datasets/").partition("/resolve/")
+            repo, _, rest = path.removeprefix("/datasets").removeprefix("/").partition("/resolve/")
             revision, _, file_path = rest.partition("/")
             repo_path = f"{repo}/{file_path}"
             self.commit = COMMIT if revision == "main" else revision

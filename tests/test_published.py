@@ -225,7 +225,8 @@ def test_a_reduced_collection_keeps_what_is_judged_and_says_so(server):
     assert small.fingerprint == open_collection("mmarco", "de", max_passages=20).fingerprint != whole.fingerprint
     assert list(open_collection("mmarco", "fr", max_passages=20).passages) == list(small.passages)
     assert list(whole.reduced(20, seed=1).passages) != list(small.passages)
-    assert open_collection("mmarco", "de", max_passages=200).name == "mmarco"
+    enough = open_collection("mmarco", "de", max_passages=200)
+    assert (enough.name, enough.source, enough.fingerprint) == ("mmarco-REDUCED-200", "mmarco", whole.fingerprint)
     with pytest.raises(ValueError, match="has 2 judged passages, over the 1 asked"):
         open_collection("mmarco", "de", max_passages=1)
 

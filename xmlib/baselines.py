@@ -22,12 +22,13 @@ from xmlib.crossencoders import Classifier, CrossEncoder, MonoT5, MonoXM
 from xmlib.data.triples import Triples
 from xmlib.models import BiEncoder, Colbert, Plain
 from xmlib.paths import RUNS
-from xmlib.pipeline import CHECKPOINT, Shape, Training, device, digest, finish, identity_of
+from xmlib.pipeline import CHECKPOINT, Shape, Training, device, finish, identity_of, identity_of_examples
 from xmlib.stages import fingerprint, is_built, stage
 from xmlib.systems import PAPER, System
 from xmlib.tokens import concatenate
 from xmlib.training import Loop, Recipe
 
+TRAINED = ("DPR-XM", "ColBERT-XM with English adapters", "ColBERT-XM")  # rows that 01_train makes in every profile
 PAIR_LENGTH = 160  # tokens of a query and a passage together
 
 
@@ -35,7 +36,8 @@ class Systems(Mapping[str, System]):
     """The rows of the tables by name, in their order. Reading one makes its checkpoint, where that does not exist yet.
 
     `checkpoints` maps names to folders or hub ids to use instead; `depth` is how much of BM25's ranking the
-    cross-encoders re-rank.
+    cross-encoders re-rank. Over a published encoder there is no text to make a small baseline from: there the other
+    rows are the published ones too.
     """
 
     def __init__(self, train: Training, checkpoints: Mapping[str, str | Path] | None = None, depth: int = 10):
@@ -55,7 +57,8 @@ class Systems(Mapping[str, System]):
         row = replace(PAPER[name], depth=self.depth)
         if name in self.checkpoints:
             return replace(row, model=self.checkpoints[name])
-        return replace(row, **_row(self.train, name)) if row.model else row
+        made_here = row.model and (not self.train.checkpoint or name in TRAINED)
+        return replace(row, **_row(self.train, name)) if made_here else row
 
     def built(self) -> list[str]:
         """Names of the rows whose checkpoints exist already, or that need none."""
@@ -66,7 +69,7 @@ class Systems(Mapping[str, System]):
         have = self.built()
         missing = [name for name in names if name not in have]
         if missing:
-            _ = self.train.examples, encoder(self.train)  # what most of them stand on
+            _ = self.train.examples, self.train.checkpoint or encoder(self.train)  # what most of them stand on
             alone = Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
             processes.each(alone.__getitem__, [(name,) for name in missing], "make checkpoints", "model")
 
@@ -189,7 +192,7 @@ def cross_encoder(train: Training, cls: type[CrossEncoder], start: Path, **confi
 def _row(train: Training, name: str) -> dict:
     """What a row has in place of its published checkpoint: model, settings, made."""
     xlm_r = f"XLM-R of {train.layers} x {_width(train)}, masked-LM on the same text; English triples"
-    x_mod = f"X-MOD of {train.layers} x {train.hidden}; English triples"
+    x_mod = f"{train.checkpoint or f'X-MOD of {train.layers} x {train.hidden}'}; English triples"
     pairs = {"length": PAIR_LENGTH}
     if name == "mT5-base":
         made = f"mT5 of {train.layers} x {_width(train)}, not pre-trained; English triples"
@@ -219,6 +222,6 @@ def _heads(width: int) -> int:
 def _inputs(start: Path, examples: Triples, recipe: Recipe) -> dict:
     return {
         "start": fingerprint(start),
-        "examples": digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
+        "examples": identity_of_examples(examples),
         "recipe": identity_of(recipe),
     }

@@ -39,28 +39,39 @@ def score_all(
     seed: int,
     queries: int = 0,
     keep: bool = True,
+    max_passages: int = 0,
     title: str = "score",
 ) -> Scores:
-    """Every system on every place, on `queries` questions of each (0: all).
+    """Every system on every place, on `queries` questions of each (0: all), out of `max_passages` (0: all).
 
     Rankings are kept as TREC run files and found again, unless `keep` is false, for those that are only scored once.
     """
     origin = dict(seed=seed, profile=profile, device=notebook.device_name(), commit=stages.commit())
-    tasks = [(system, *place, k, tuple(metrics), queries, keep, origin) for place in places for system in rows]
+    tasks = [
+        (system, *place, k, tuple(metrics), queries, max_passages, keep, origin) for place in places for system in rows
+    ]
     done = processes.each(_score, tasks, title, "ranking")
     values = {(task[0].name, *task[1:3]): found for task, (_, found) in zip(tasks, done, strict=True)}
     return Scores(pd.concat([cells for cells, _ in done], ignore_index=True), values)
 
 
-def index_all(system: System, places: Sequence[Place], title: str = "index") -> list[Path]:
+def index_all(system: System, places: Sequence[Place], max_passages: int = 0, title: str = "index") -> list[Path]:
     """The folders of `systems.index` for one system and every place."""
-    return processes.each(_index, [(system, *place) for place in places], title, "index")
+    return processes.each(_index, [(system, *place, max_passages) for place in places], title, "index")
 
 
 def _score(
-    system: System, source: str, lang: str, k: int, metrics: Sequence[str], queries: int, keep: bool, origin: dict
+    system: System,
+    source: str,
+    lang: str,
+    k: int,
+    metrics: Sequence[str],
+    queries: int,
+    max_passages: int,
+    keep: bool,
+    origin: dict,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    collection = systems.some_queries(open_collection(source, lang), queries)
+    collection = systems.some_queries(open_collection(source, lang, max_passages=max_passages), queries)
     if keep:
         folder = systems.ranking(system, collection, k, progress=False)
         run = Run.load(folder / systems.RUN_FILE)
@@ -74,5 +85,5 @@ def _score(
     return rows, values
 
 
-def _index(system: System, source: str, lang: str) -> Path:
-    return systems.index(system, open_collection(source, lang), progress=False)
+def _index(system: System, source: str, lang: str, max_passages: int) -> Path:
+    return systems.index(system, open_collection(source, lang, max_passages=max_passages), progress=False)

@@ -23,6 +23,7 @@ from pathlib import Path
 from xmlib import stages
 from xmlib.paths import FIGURES, ROOT, RUNS
 
+CONTROLS = ("profile", "plan")  # parameters that say how a notebook is run, not what it computes
 SHOWN_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 _started: float | None = None  # when `start` ran in this kernel; `cost` counts from here
@@ -76,7 +77,7 @@ def source(stem: str) -> Path:
 
 
 def settings(stem: str, profile: str) -> dict[str, object]:
-    """The parameters of another notebook in a profile, without the profile itself: its defaults, then its params file.
+    """The parameters of another notebook in a profile, without `CONTROLS`: its defaults, then its params file.
 
     So `03_eval` finds, or builds, exactly the models that `01_train` makes.
     """
@@ -88,7 +89,7 @@ def settings(stem: str, profile: str) -> dict[str, object]:
         raise ValueError(f"unknown profile {profile!r}; have: {', '.join(have)}")
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     check_parameters(declared, given, path.name)
-    return {name: value for name, value in (declared | given).items() if name != "profile"}
+    return {name: value for name, value in (declared | given).items() if name not in CONTROLS}
 
 
 def parameters(path: Path) -> dict[str, object]:

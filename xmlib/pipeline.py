@@ -19,9 +19,10 @@ import torch
 
 from xmlib import languages, pretraining, processes, systems, training
 from xmlib.carbon import Meter
+from xmlib.data import msmarco
 from xmlib.data.collection import Collection
 from xmlib.data.sources import collection_languages, find_folder, open_collection
-from xmlib.data.triples import Triples, mine
+from xmlib.data.triples import Triples, Tuples, mine
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import RUNS
 from xmlib.stages import fingerprint, is_built, stage
@@ -31,6 +32,11 @@ from xmlib.training import Loop, Recipe
 
 LOG = "log.csv"  # step, loss, rate, seconds: in every trained folder
 CHECKPOINT = "checkpoint.pt"
+NEGATIVES = {  # where hard negatives come from → the retrievers of the published ones that are drawn from
+    "mined": (),
+    "msmarco": msmarco.SYSTEMS,
+    "msmarco-dense": msmarco.DENSE,
+}
 TOKENIZER_LINES = 10_000  # the vocabulary is learnt from at most about this many texts per language, evenly spaced
 
 
@@ -43,6 +49,7 @@ class Training:
     """
 
     collection: str = "sample"  # English training data: "sample", or a folder with splits train and dev
+    checkpoint: str = ""  # a pre-trained X-MOD, hub id or folder; "": one is pre-trained here
     text: str = "sample"  # masked-LM text: "sample", or a folder of <lang>.txt[.gz] files
     languages: str = "all"  # of the encoder: codes, or "all" that `text` has
     vocab_size: int = 8000
@@ -54,6 +61,8 @@ class Training:
     pretrain_rate: float = 2e-3
     pretrain_length: int = 64  # tokens of a masked-LM example
     pretrain_join: bool = False  # lay loose sentences end to end, for text that has no passages
+    negatives: str = "mined"  # by BM25, or "msmarco": published ones of 13 retrievers; "msmarco-dense": of the 12 dense
+    nway: int = 2  # passages of an example; with more than one negative, the teacher's scores are distilled
     negatives_per_query: int = 8
     negatives_depth: int = 30  # results among which a hard negative may be found
     query_length: int = 40  # n of Eq. 5
@@ -66,10 +75,20 @@ class Training:
     own_negatives: bool = True  # in the denominator of Eq. 8, as printed; False as in the released code
     pooling: str = "mean"  # DPR-XM: mean, max or cls
     dpr_steps: int = 200
+    dpr_length: int = 128  # tokens of a text, questions too
     dpr_rate: float = 1e-3
     dpr_scale: float = 20.0  # of the cosine inside the softmax
     seed: int = 42
     progress: bool = True
+
+    def __post_init__(self):
+        if self.negatives not in NEGATIVES:
+            raise ValueError(f"negatives are {self.negatives!r}; have: {', '.join(NEGATIVES)}")
+        if self.nway < 2 or (self.nway > 2 and self.negatives == "mined"):
+            raise ValueError(
+                f"nway is {self.nway}: an example has a positive and at least one negative; more than one only where "
+                "negatives come with a teacher's scores: msmarco, msmarco-dense"
+            )
 
     def languages_of(self, source: str, lang: str) -> list[str]:
         """The languages `lang` of the collection `source`: codes, or "all" that both it and the encoder have.
@@ -97,6 +116,10 @@ class Training:
 
     def encoder_languages(self) -> list[str]:
         """The languages that the encoder is pre-trained in."""
+        if self.checkpoint:
+            adapters = xmod_languages(self.checkpoint)
+            have = [code for code in languages.LANGUAGES if languages.adapter_name(code) in adapters]
+            return languages.resolve(self.languages, have)
         if self.text == "sample":
             return languages.resolve(self.languages, languages.SAMPLE)
         files = _text_files(self.text)
@@ -104,7 +127,12 @@ class Training:
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
-        """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled."""
+        """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled.
+
+        None where the encoder is a checkpoint that others pre-trained.
+        """
+        if self.checkpoint:
+            return {}
         langs = self.encoder_languages()
         if self.text == "sample":
             return {lang: _plain_text(open_collection("sample", lang, "train")) for lang in langs}
@@ -112,8 +140,10 @@ class Training:
         return {lang: pretraining.read_lines(files[lang]) for lang in langs}
 
     @cached_property
-    def encoder(self) -> Path:
-        """The pre-trained X-MOD."""
+    def encoder(self) -> Path | str:
+        """The pre-trained X-MOD: a folder, or the hub id of a checkpoint."""
+        if self.checkpoint:
+            return self.checkpoint
         return pretrained(
             self.texts,
             Shape(self.vocab_size, self.hidden, self.layers, self.heads),
@@ -124,9 +154,18 @@ class Training:
         )
 
     @cached_property
-    def examples(self) -> Triples:
-        """English training triples with hard negatives of BM25."""
+    def examples(self) -> Triples | Tuples:
+        """English training triples with hard negatives, for `steps`."""
+        return self.examples_for(self.steps)
+
+    def examples_for(self, steps: int) -> Triples | Tuples:
+        """Examples for a run of `steps`. Mined ones are all that there are; of published ones as many as it takes."""
         collection = open_collection(self.collection, languages.TRAINING_LANGUAGE, "train")
+        if self.negatives != "mined":
+            count, retrievers = steps * self.batch_size, NEGATIVES[self.negatives]
+            if self.nway > 2:
+                return msmarco.tuples(collection, count, self.nway, retrievers, seed=self.seed)
+            return msmarco.triples(collection, count, retrievers, seed=self.seed)
         bm25 = System("BM25", "bm25")
         return triples(collection, bm25, self.negatives_per_query, self.negatives_depth, self.seed)
 
@@ -138,12 +177,13 @@ class Training:
     def colbert_after(self, steps: int) -> Path:
         """ColBERT-XM trained for `steps` with the same rates up and down, for Table 4 and Figure 3."""
         recipe = Recipe(steps, self.batch_size, self.rate, seed=self.seed)
-        return finetuned("colbert-xm", self.encoder, self.examples, recipe, self.layout, **self._colbert_settings)
+        settings = (self.encoder, self.examples_for(steps), recipe, self.layout)
+        return finetuned("colbert-xm", *settings, **self._colbert_settings)
 
     def colbert_snapshots(self, steps: Sequence[int]) -> list[Path]:
         """One run of ColBERT-XM over the largest of `steps`, saved after each of them."""
         recipe = Recipe(max(steps), self.batch_size, self.rate, seed=self.seed)
-        settings = (self.encoder, self.examples, recipe, self.layout)
+        settings = (self.encoder, self.examples_for(max(steps)), recipe, self.layout)
         last, folders = None, {}
         for step in sorted(steps):
             last = finetuned("colbert-xm", *settings, **self._colbert_settings, stop=step, after=last)
@@ -163,9 +203,10 @@ class Training:
     def dpr(self) -> Path:
         """DPR-XM, on the same examples."""
         recipe = Recipe(self.dpr_steps, self.batch_size, self.dpr_rate, seed=self.seed)
-        layout = replace(SINGLE_VECTOR, query_length=self.passage_length, passage_length=self.passage_length)
+        layout = replace(SINGLE_VECTOR, query_length=self.dpr_length, passage_length=self.dpr_length)
         settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, progress=self.progress)
-        return finetuned("dpr-xm", self.encoder, self.examples, recipe, layout, **settings, pooling=self.pooling)
+        examples = self.examples_for(self.dpr_steps)
+        return finetuned("dpr-xm", self.encoder, examples, recipe, layout, **settings, pooling=self.pooling)
 
     @cached_property
     def retrievers(self) -> tuple[Path, Path]:
@@ -257,8 +298,8 @@ def triples(collection: Collection, system: System, per_query: int = 4, depth: i
 
 def finetuned(
     kind: str,
-    encoder: Path,
-    examples: Triples,
+    encoder: Path | str,
+    examples: Triples | Tuples,
     recipe: Recipe,
     layout: Layout,
     own_negatives: bool = True,
@@ -268,8 +309,9 @@ def finetuned(
     after: Path | None = None,
     **sizes,
 ) -> Path:
-    """A retriever of `kind` ("colbert-xm" or "dpr-xm") trained on English triples, over a pre-trained encoder.
+    """A retriever of `kind` ("colbert-xm" or "dpr-xm") trained on English examples, over a pre-trained encoder.
 
+    Of tuples the teacher's scores are distilled (KL divergence), of triples Eq. 6 is minimised.
     `sizes`: `dim` of the token vectors for ColBERT-XM, `pooling` for DPR-XM. With `stop` the run is broken off after
     so many of the recipe's steps and keeps its checkpoint; a later stop of the same run goes on from there, if it gets
     that folder as `after`. Where it starts from never changes the result.
@@ -279,8 +321,8 @@ def finetuned(
         settings["stop"] = stop
     inputs = {
         "kind": kind,
-        "encoder": fingerprint(encoder),
-        "examples": digest({"queries": examples.queries, "passages": examples.passages}, examples.rows_E3),
+        "encoder": systems.identity(encoder),
+        "examples": identity_of_examples(examples),
         "recipe": identity_of(recipe),
         "layout": asdict(layout),
         **settings,
@@ -296,6 +338,7 @@ def finetuned(
         loop = training.finetune(model, examples, recipe, checkpoint, own_negatives, scale, progress)
         finish(loop, folder, stop)
         model.record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
+        model.record["encoder"] = inputs["encoder"]
         model.save(folder)
 
     return stage(RUNS / "models", kind, 1, inputs, build)
@@ -319,6 +362,22 @@ def finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
 def identity_of(recipe: Recipe) -> dict:
     """What of a recipe shapes the weights: all but how often they are saved."""
     return {name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"}
+
+
+def identity_of_examples(examples: Triples | Tuples) -> str:
+    """What a stage's key holds of examples: the key of the stage that drew them, or else a digest of all that they are.
+
+    So that millions of passages are neither read nor listed to find a trained model.
+    """
+    texts = {"queries": examples.queries, "passages": examples.passages}
+    return examples.identity or digest(texts, examples.rows_EM)
+
+
+def xmod_languages(checkpoint: str) -> list[str]:
+    """Adapters of an X-MOD, in the order of its configuration."""
+    from transformers import XmodConfig
+
+    return list(XmodConfig.from_pretrained(checkpoint).languages)
 
 
 def _text_files(source: str) -> dict[str, Path]:

@@ -106,6 +106,9 @@ _ROWS = (
     System("ColBERT-XM with English adapters", "colbert-xm", "antoinelouis/colbert-xm", adapters=TRAINING_LANGUAGE),
     System("ColBERT-XM", "colbert-xm", "antoinelouis/colbert-xm"),
 )
+# k1 and b of BM25: Anserini's defaults, as in the paper's row for Mr. TyDi, or those that a collection's makers set.
+ANSERINI = dict(k1=0.9, b=0.4)
+TUNED = {"mmarco": dict(k1=0.82, b=0.68)}
 PAPER = {system.name: system for system in _ROWS}
 
 
@@ -147,6 +150,11 @@ def checkpoints_of(text: str) -> dict[str, str]:
         if not where.strip():
             raise ValueError(f"checkpoint {name.strip()!r} has no place: write name=folder or name=hub id")
     return {pick(name.strip(), PAPER)[0]: where.strip() for name, _, where in pairs}
+
+
+def bm25_settings(collection: Collection) -> dict[str, float]:
+    """k1 and b with which BM25 indexes a collection."""
+    return ANSERINI | TUNED.get(collection.source, {})
 
 
 def version(system: System) -> str:
@@ -213,6 +221,8 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
     """
     if system.group == "cross-encoder":
         system = BM25
+    if system.kind == "bm25":
+        system = replace(system, settings=TUNED.get(collection.source, {}) | system.settings)
     inputs = {
         "kind": system.kind,
         "passages": collection.passages.fingerprint,
@@ -276,7 +286,7 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
     if system.kind == "bm25":
         from xmlib.index.bm25 import BM25
 
-        BM25.build(folder, collection)
+        BM25.build(folder, collection, **system.settings)
         return
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
 

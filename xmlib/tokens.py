@@ -12,6 +12,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -117,8 +118,8 @@ def tokenize_passages(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens
     """Passages as the encoder sees them, with punctuation left out of MaxSim as the layout says."""
     rows = _wrap(tokenizer, texts, layout.passage_marker, layout.legacy_prefix, layout.passage_length)
     tokens = stream(rows)
-    skipped = punctuation_ids(tokenizer, layout.mask_punctuation)
-    return replace(tokens, scored_T=~np.isin(tokens.ids_T, list(skipped)))
+    skipped = _skipped(tokenizer, layout.mask_punctuation, len(tokenizer))
+    return replace(tokens, scored_T=~np.isin(tokens.ids_T, skipped))
 
 
 def punctuation_ids(tokenizer, kind: str) -> set[int]:
@@ -142,6 +143,12 @@ def punctuation_ids(tokenizer, kind: str) -> set[int]:
             if index not in special and all(unicodedata.category(c).startswith("P") for c in token.replace("▁", ""))
         }
     return set()
+
+
+@lru_cache(maxsize=8)
+def _skipped(tokenizer, kind: str, size: int) -> np.ndarray:
+    """`punctuation_ids` as an array, found once: XLM-R's 250,000 pieces take a third of a second, and a batch less."""
+    return np.array(sorted(punctuation_ids(tokenizer, kind)), dtype=np.int64)
 
 
 def _wrap(tokenizer, texts: Sequence[str], marker: str | None, legacy_prefix: bool, length: int) -> list[list[int]]:

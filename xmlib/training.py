@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from xmlib import losses
-from xmlib.data.triples import Triples
+from xmlib.data.triples import Triples, Tuples, batches
 from xmlib.models import Retriever, SingleVector, compute_dtype
 from xmlib.scoring import inner, maxsim
 from xmlib.tokens import Tokens, concatenate
@@ -181,7 +182,7 @@ class Loop:
 
 def finetune(
     model: Retriever,
-    triples: Triples,
+    triples: Triples | Tuples,
     recipe: Recipe,
     checkpoint: str | Path | None = None,
     own_negatives: bool = True,
@@ -195,18 +196,23 @@ def finetune(
     """The loop that fine-tunes a retriever on triples with Eq. 6; iterate over it, or call its `run`.
 
     `scale` multiplies the scores before the softmax: 1 for MaxSim (a sum over n tokens), 20 for a cosine. With
-    `teacher_EN`, a teacher's scores of every example's passages, the loss is `losses.distilled` of that kind instead.
+    `teacher_EN`, a teacher's scores of every example's passages, which tuples bring along, the loss is
+    `losses.distilled` of that kind instead.
     For batches larger than memory, `chunk` texts are encoded at a time, and once more for their gradient, which is that
     of the whole batch (GradCache, Gao et al., 2021); `accumulate` batches make a step, each with negatives of its own.
     """
-    queries, passages = model.tokenize_queries(triples.queries), model.tokenize_passages(triples.passages)
+    if teacher_EN is None and isinstance(triples, Tuples):
+        teacher_EN = triples.scores_EN
+
+    def rows_of(step: int) -> np.ndarray:
+        return batch_rows(len(triples), recipe.batch_size, step, recipe.seed)
+
+    batch = batches(triples, rows_of, model.tokenize_queries, model.tokenize_passages)
     model.prepare_for_finetuning()
     join_processes()
 
     def loss_of(step: int) -> torch.Tensor:
-        rows = batch_rows(len(triples), recipe.batch_size, step, recipe.seed)
-        rows_A3 = triples.rows_E3[rows]
-        q, d = queries.take(rows_A3[:, 0]), passages.take(rows_A3[:, 1:].ravel())
+        rows, q, d = batch(step)
         scores_AB = scale * batch_scores(model, q, d, triples.lang, chunk)
         if teacher_EN is None:
             return losses.total(scores_AB, own_negatives)
@@ -262,8 +268,13 @@ def batch_rows(examples: int, batch_size: int, step: int, seed: int) -> np.ndarr
     """Which examples step 0, 1, … takes: a new permutation every epoch, a function of (seed, step) alone."""
     batch_size = min(batch_size, examples)
     epoch, place = divmod(step, examples // batch_size)
-    order = np.random.default_rng([seed, epoch]).permutation(examples)
-    return order[place * batch_size : (place + 1) * batch_size]
+    return _order(examples, epoch, seed)[place * batch_size : (place + 1) * batch_size]
+
+
+@lru_cache(maxsize=1)
+def _order(examples: int, epoch: int, seed: int) -> np.ndarray:
+    """A permutation, kept from step to step: one of millions takes longer than a step."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
 def _real(tokens: Tokens, longest: int) -> np.ndarray:

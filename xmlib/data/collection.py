@@ -19,6 +19,8 @@ import numpy as np
 
 from xmlib import languages
 
+REDUCED = "-REDUCED-"  # in the name of a collection that lacks passages, wherever it is shown
+
 
 class Strings(Sequence):
     """A list of strings in one blob of UTF-8: string i is bytes offsets[i] : offsets[i + 1]. It only grows."""
@@ -212,6 +214,11 @@ class Collection:
             if pid not in self.passages:
                 raise ValueError(f"{self.name} ({self.lang}): judgement of an unknown passage {pid!r}")
 
+    @property
+    def source(self) -> str:
+        """The name of the whole collection, where this one was reduced."""
+        return self.name.partition(REDUCED)[0]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over language, passages, queries and judgements, in their order; not over name and split."""
@@ -222,10 +229,11 @@ class Collection:
     def reduced(self, max_passages: int, seed: int = 42) -> "Collection":
         """At most `max_passages`: every judged passage, filled up with a seeded sample, in their order; all queries.
 
-        Far easier to search than the whole, so the name says REDUCED. Parallel collections of equal ids keep the same.
+        Far easier to search than the whole, so the name says REDUCED: also that of a language which has no more, for
+        a table has one name. Parallel collections of equal ids keep the same.
         """
         if len(self.passages) <= max_passages:
-            return self
+            return replace(self, name=reduced_name(self.name, max_passages))
         judged = {self.passages.position(pid) for pids in self.qrels.values() for pid in pids}
         if len(judged) > max_passages:
             raise ValueError(
@@ -236,4 +244,9 @@ class Collection:
         others = [position for position in order[:max_passages].tolist() if position not in judged]
         kept = sorted([*judged, *others[: max_passages - len(judged)]])
         passages = Passages.from_pairs((self.passages.ids[i], self.passages.texts[i]) for i in kept)
-        return replace(self, name=f"{self.name}-REDUCED-{max_passages}", passages=passages)
+        return replace(self, name=reduced_name(self.name, max_passages), passages=passages)
+
+
+def reduced_name(name: str, max_passages: int) -> str:
+    """The name of a collection reduced to `max_passages`; 0 is none."""
+    return f"{name}{REDUCED}{max_passages}" if max_passages else name

@@ -70,7 +70,7 @@ def fetch(
 
 def plan(files: Iterable[HubFile]) -> list[tuple[HubFile, int]]:
     """The files that a `fetch` would download, with their sizes in bytes. Asks the hub, and downloads nothing."""
-    return [(file, _ask(file).size) for file in files if _cached(file) is None]
+    return [(file, _ask(file).size) for file in files if cached(file) is None]
 
 
 def human(size: float) -> str:
@@ -82,7 +82,8 @@ def human(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def _cached(file: HubFile) -> Path | None:
+def cached(file: HubFile) -> Path | None:
+    """Where the file lies, if it was fetched before."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type=file.kind)
@@ -90,7 +91,7 @@ def _cached(file: HubFile) -> Path | None:
 
 
 def _fetch(file: HubFile) -> Fetched:
-    path = _cached(file) or _download(file)
+    path = cached(file) or _download(file)
     # …/snapshots/<commit>/<path> is a link to …/blobs/<checksum>; a copy of it where the disk knows no links.
     checksum = path.resolve().name if path.is_symlink() else _digest(path, hashlib.sha256())
     return Fetched(file, path, path.parents[len(Path(file.path).parents) - 1].name, checksum)
@@ -170,7 +171,7 @@ def _check_disks(name: str, download: float, made: float) -> None:
     """OSError where the cache's disk cannot hold the download, or the data folder's what is made of it."""
     from huggingface_hub import constants
 
-    cache, data = (_existing(Path(folder)) for folder in (constants.HF_HUB_CACHE, DATA))
+    cache, data = (existing(Path(folder)) for folder in (constants.HF_HUB_CACHE, DATA))
     needs = {cache: download, data: made}
     if cache.stat().st_dev == data.stat().st_dev:
         needs = {cache: download + made}
@@ -181,7 +182,8 @@ def _check_disks(name: str, download: float, made: float) -> None:
             raise OSError(f"{name} needs {human(need)} below {folder}, where {human(free)} are free; {moved}")
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists: its disk is the one that will be written to."""
     return next(path for path in [folder, *folder.parents] if path.exists())
 
 

@@ -67,7 +67,8 @@ def triples(
 ) -> Triples:
     """`count` training triples over `collection`: the split train of mMARCO in any language, whole or reduced."""
     folder = _draw(collection, count, 2, systems, margin, seed, say)
-    return Triples(*_texts(collection), np.load(folder / "rows.npy", mmap_mode="r"), collection.lang, _skipped(folder))
+    rows_E3 = np.load(folder / "rows.npy", mmap_mode="r")
+    return Triples(*_texts(collection), rows_E3, collection.lang, _skipped(folder), fingerprint(folder))
 
 
 def tuples(
@@ -85,7 +86,7 @@ def tuples(
     """
     folder = _draw(collection, count, nway, systems, margin, seed, say)
     rows_EM, scores_EN = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "scores"))
-    return Tuples(*_texts(collection), rows_EM, scores_EN, collection.lang, _skipped(folder))
+    return Tuples(*_texts(collection), rows_EM, scores_EN, collection.lang, _skipped(folder), fingerprint(folder))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from xmlib.data import folder, hub, packed
 from xmlib.data.collection import Collection, Passages
 from xmlib.data.hub import HubFile
 from xmlib.paths import DATA
-from xmlib.stages import stage
+from xmlib.stages import is_built, stage
 
 Questions = tuple[dict[str, str], dict[str, dict[str, int]], dict[str, int]]  # queries, qrels, what was left out
 
@@ -84,6 +84,13 @@ def files(name: str, lang: str, split: str = "test") -> list[HubFile]:
     source = PUBLISHED[name]
     chosen = source.splits[source.test if split == "test" else split]
     return _passage_files(source, lang) + _split_files(source, chosen, lang)
+
+
+def pending(name: str, lang: str, split: str = "test") -> tuple[list[HubFile], list[HubFile]]:
+    """What `load` would still read: files of passages, none once they are packed; and of queries and judgements."""
+    source = PUBLISHED[name]
+    wanted = [] if is_built(lambda: _packed(name, lang)) else _passage_files(source, lang)
+    return wanted, _split_files(source, source.splits[source.test if split == "test" else split], lang)
 
 
 def _passage_files(source: Published, lang: str) -> list[HubFile]:
