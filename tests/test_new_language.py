@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -10,7 +11,7 @@ from transformers import XmodForMaskedLM, XmodModel
 
 from tests import toys
 from tests.test_pipeline import mrr, toy_collection, train  # noqa: F401  the fixture of a toy Training
-from xmlib import losses, pipeline, pretraining, training, xmod
+from xmlib import losses, pipeline, pretraining, reporting, training, xmod
 from xmlib.models import ColbertXM
 from xmlib.systems import System
 from xmlib.training import Recipe
@@ -134,7 +135,7 @@ def test_an_extended_encoder_is_a_folder_that_transformers_opens(mlm, tmp_path):
 @pytest.fixture
 def late(train):  # noqa: F811
     """The toy Training with Swahili left out of the pre-training."""
-    return dataclasses.replace(train, new_languages="sw", new_steps=30)
+    return dataclasses.replace(train, new_languages="sw", pretrain_steps=10, new_steps=10)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -148,7 +149,7 @@ def test_a_language_left_out_is_added_and_can_then_be_searched_like_any_other(la
     assert all(torch.equal(extended[name], tensor) for name, tensor in base.items())
     assert {name for name in extended if name not in base} == {name for name in extended if "sw_KE" in name} != set()
     assert len(pipeline.read_log(late.encoder)) == late.new_steps
-    late = dataclasses.replace(late, steps=20)
+    late = dataclasses.replace(late, steps=8)
     assert 0 < mrr(System("ColBERT-XM", "colbert-xm", late.colbert, engine="exact"), toy_collection("sw")) <= 1
 
 
@@ -205,6 +206,38 @@ def test_a_new_language_must_have_text_and_must_not_be_english(late):
     assert dataclasses.replace(late, new_languages="").added_languages == []
 
 
-def test_text_is_in_the_order_in_which_the_encoder_meets_its_languages(late):
-    late = dataclasses.replace(late, text="sample", languages="en,id,ru,te", new_languages="id")
-    assert list(late.texts) == ["en", "ru", "te", "id"] and late.encoder_languages() == ["en", "id", "ru", "te"]
+def test_text_is_in_the_order_in_which_the_encoder_meets_its_languages(late, tmp_path):
+    for lang in ("en", "id", "ru", "te"):
+        (tmp_path / f"{lang}.txt").write_text(f"{lang}\n")
+    late = dataclasses.replace(late, text=str(tmp_path), new_languages="id")
+    assert list(late.texts.items()) == [(lang, [lang]) for lang in ("en", "ru", "te", "id")]
+    assert late.encoder_languages() == ["en", "id", "ru", "te"]
+
+
+# --- the figure
+
+
+def test_the_figure_begins_at_the_english_adapters_and_is_drawn_again_from_its_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "FIGURES", tmp_path)
+    where = dict(lang="sw", collection="sample", split="test", n_queries=9, profile="demo")
+    made = [
+        ("en", 0, 6.0, 0.10),
+        ("sw", 900, 4.0, 0.14),
+        ("sw", 90, 5.0, 0.12),
+        ("id", 0, 5.9, 0.11),
+        ("ru", 0, 7, 0.05),
+    ]
+    rows = [
+        where | dict(system="ColBERT-XM", adapters=adapters, texts=texts, metric=metric, value=value)
+        for at, metric in enumerate(("loss", "mrr@10"))
+        for adapters, texts, *values in made
+        for value in values[at : at + 1]
+    ]
+    rows.append(where | dict(system="BM25", adapters="", texts=0, metric="mrr@10", value=0.5))
+    rows.append(rows[0] | dict(profile="smoke"))  # is passed over
+    written = reporting.new_language_curve(pd.DataFrame(rows), "demo")
+    assert [path.name for path in written] == [f"fig8_new_language.{suffix}" for suffix in ("csv", "svg", "png")]
+    frame = reporting.read_csv(written[0])
+    assert len(frame) == 11 and frame["adapters"].tolist()[-1] == ""
+    first = {path: path.read_bytes() for path in written[1:]}
+    assert {path: path.read_bytes() for path in reporting.redraw("demo")} == first
