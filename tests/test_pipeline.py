@@ -50,9 +50,9 @@ def train(tmp_path, monkeypatch):
     save(toy_collection("en"), tmp_path / "collection")
     return pipeline.Training(
         collection=str(tmp_path / "collection"), text=str(text), vocab_size=300, hidden=32, layers=1, heads=2,
-        pretrain_steps=40, pretrain_batch=16, pretrain_rate=5e-3, negatives_per_query=4, negatives_depth=8,
-        query_length=32, passage_length=48, dim=16, steps=120, batch_size=10, rate=3e-3, dpr_steps=20, dpr_rate=3e-3,
-        seed=3, progress=False,
+        pretrain_steps=40, pretrain_batch=16, pretrain_rate=5e-3, new_languages="", negatives_per_query=4,
+        negatives_depth=8, query_length=32, passage_length=48, dim=16, steps=120, batch_size=10, rate=3e-3,
+        dpr_steps=20, dpr_rate=3e-3, seed=3, progress=False,
     )  # fmt: skip
 
 

@@ -102,5 +102,7 @@ class _Vocabulary(torch.autograd.Function):
     def backward(ctx, gradient):
         hidden_RH, weight_VH, gradient_RV = ctx.saved_tensors
         share = gradient / len(hidden_RH)
-        gradient_VH = gradient_RV.T @ (hidden_RH * share)
-        return (gradient_RV @ weight_VH) * share, gradient_VH, gradient_RV.sum(0) * share, None
+        gradient_RH = (gradient_RV @ weight_VH) * share
+        if not ctx.needs_input_grad[1]:  # a frozen vocabulary: two thirds of this work would be for nothing
+            return gradient_RH, None, None, None
+        return gradient_RH, gradient_RV.T @ (hidden_RH * share), gradient_RV.sum(0) * share, None

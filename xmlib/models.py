@@ -87,9 +87,14 @@ class Modular(Retriever, XmodPreTrainedModel):
 
     @classmethod
     def from_encoder(cls, folder: str | Path, **arguments) -> "Modular":
-        """A retriever to be fine-tuned, over a pre-trained X-MOD (its masked-LM head is left behind)."""
-        model = cls(XmodConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), **arguments)
+        """A retriever to be fine-tuned, over a pre-trained X-MOD (its masked-LM head is left behind).
+
+        What is new in it depends on the random state alone, not on how many languages the encoder has.
+        """
+        without = XmodConfig.from_pretrained(folder, languages=[])
+        model = cls(without, AutoTokenizer.from_pretrained(folder), **arguments)
         model.roberta = XmodForMaskedLM.from_pretrained(folder).roberta
+        model.config = model.roberta.config
         return model
 
     @classmethod

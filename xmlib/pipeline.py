@@ -1,4 +1,4 @@
-"""From text to a trained retriever, as stages: pre-train, mine negatives, fine-tune (Figure 1a, 1b).
+"""From text to a trained retriever, as stages: pre-train, add languages, mine negatives, fine-tune (Figure 1a, b, d).
 
 Each function opens what exists for exactly these inputs, and otherwise builds it, going on from the last checkpoint if
 an earlier build was cut off. Models lie in `runs/models/`.
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xmlib import languages, pretraining, processes, systems, training
+from xmlib import languages, pretraining, processes, systems, training, xmod
 from xmlib.carbon import Meter
 from xmlib.data import msmarco
 from xmlib.data.collection import Collection
@@ -52,6 +52,7 @@ class Training:
     checkpoint: str = ""  # a pre-trained X-MOD, hub id or folder; "": one is pre-trained here
     text: str = "sample"  # masked-LM text: "sample", or a folder of <lang>.txt[.gz] files
     languages: str = "all"  # of the encoder: codes, or "all" that `text` has
+    new_languages: str = "sw"  # left out of its pre-training and added afterwards; "" for none
     vocab_size: int = 8000
     hidden: int = 128
     layers: int = 2
@@ -61,6 +62,7 @@ class Training:
     pretrain_rate: float = 2e-3
     pretrain_length: int = 64  # tokens of a masked-LM example
     pretrain_join: bool = False  # lay loose sentences end to end, for text that has no passages
+    new_steps: int = 300  # of masked-LM for each new language
     negatives: str = "mined"  # by BM25, or "msmarco": published ones of 13 retrievers; "msmarco-dense": of the 12 dense
     nway: int = 2  # passages of an example; with more than one negative, the teacher's scores are distilled
     negatives_per_query: int = 8
@@ -115,43 +117,77 @@ class Training:
         return found
 
     def encoder_languages(self) -> list[str]:
-        """The languages that the encoder is pre-trained in."""
+        """The languages that the encoder has adapters for, in the order of the tables."""
+        have = languages.SAMPLE
         if self.checkpoint:
             adapters = xmod_languages(self.checkpoint)
             have = [code for code in languages.LANGUAGES if languages.adapter_name(code) in adapters]
-            return languages.resolve(self.languages, have)
-        if self.text == "sample":
-            return languages.resolve(self.languages, languages.SAMPLE)
-        files = _text_files(self.text)
-        return languages.resolve(self.languages, [code for code in languages.LANGUAGES if code in files])
+        elif self.text != "sample":
+            have = list(_text_files(self.text))
+        wanted = {*languages.resolve(self.languages, have), *self.added_languages}
+        return [code for code in languages.LANGUAGES if code in wanted]
+
+    @cached_property
+    def added_languages(self) -> list[str]:
+        """Those of them that it was not pre-trained in. Of a `checkpoint`, those that it does not have."""
+        if not self.new_languages:
+            return []
+        have = languages.SAMPLE if self.text == "sample" else _text_files(self.text)
+        added = languages.resolve(self.new_languages, [code for code in languages.LANGUAGES if code in have])
+        if languages.TRAINING_LANGUAGE in added:
+            raise ValueError(f"new_languages is {self.new_languages!r}: English has to be there from the start")
+        adapters = xmod_languages(self.checkpoint) if self.checkpoint else []
+        return [code for code in added if languages.adapter_name(code) not in adapters]
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
-        """Text for the masked-LM, by language. Of a collection: its passages and its training questions, unlabelled.
+        """Text for the masked-LM, by language, in the order in which the encoder meets them.
 
-        None where the encoder is a checkpoint that others pre-trained.
+        Of a collection: its passages and its training questions, unlabelled. What others pre-trained needs text of the
+        added languages alone.
         """
-        if self.checkpoint:
-            return {}
-        langs = self.encoder_languages()
+        added = self.added_languages
+        before = [] if self.checkpoint else [code for code in self.encoder_languages() if code not in added]
+        langs = [*before, *added]
         if self.text == "sample":
             return {lang: _plain_text(open_collection("sample", lang, "train")) for lang in langs}
         files = _text_files(self.text)
         return {lang: pretraining.read_lines(files[lang]) for lang in langs}
 
     @cached_property
-    def encoder(self) -> Path | str:
-        """The pre-trained X-MOD: a folder, or the hub id of a checkpoint."""
+    def pretrained_encoder(self) -> Path | str:
+        """The X-MOD as its pre-training left it, without the new languages: a folder, or the hub id of a checkpoint.
+
+        The vocabulary of one that is made here has not seen the new languages either.
+        """
         if self.checkpoint:
             return self.checkpoint
         return pretrained(
-            self.texts,
+            {lang: lines for lang, lines in self.texts.items() if lang not in self.added_languages},
             Shape(self.vocab_size, self.hidden, self.layers, self.heads),
             Recipe(self.pretrain_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed),
             self.pretrain_length,
             self.pretrain_join,
             self.progress,
         )
+
+    @cached_property
+    def extended_encoders(self) -> dict[str, Path]:
+        """New language → the encoder once it was added, one after the other."""
+        encoder, folders = self.pretrained_encoder, {}
+        for lang in self.added_languages:
+            encoder = folders[lang] = self.add_language(encoder, lang, self.texts[lang])
+        return folders
+
+    @property
+    def encoder(self) -> Path | str:
+        """The X-MOD that all retrievers stand on: with adapters for every language."""
+        return [self.pretrained_encoder, *self.extended_encoders.values()][-1]
+
+    def add_language(self, encoder: Path | str, lang: str, texts: Sequence[str]) -> Path:
+        """`encoder` with adapters for the language `lang`, trained on `texts`."""
+        recipe = Recipe(self.new_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed)
+        return extended(encoder, lang, texts, recipe, self.pretrain_length, self.pretrain_join, self.progress)
 
     @cached_property
     def examples(self) -> Triples | Tuples:
@@ -270,6 +306,57 @@ def pretrained(
         pretraining.save(model, tokenizer, folder)
 
     return stage(RUNS / "models", "xmod", 1, inputs, build)
+
+
+def extended(
+    encoder: Path | str,
+    lang: str,
+    texts: Sequence[str],
+    recipe: Recipe,
+    max_length: int = 64,
+    join: bool = False,
+    progress: bool = True,
+) -> Path:
+    """The encoder with adapters for one more language, trained on `texts` while all else stays as it is."""
+    inputs = {
+        "encoder": systems.identity(encoder),
+        "texts": digest({lang: texts}),
+        "recipe": identity_of(recipe),
+        "max_length": max_length,
+        "join": join,
+    }
+
+    def build(folder: Path) -> None:
+        from transformers import AutoTokenizer, XmodForMaskedLM
+
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        model = XmodForMaskedLM.from_pretrained(encoder).to(device())
+        checkpoint = folder / CHECKPOINT
+        settings = (recipe, checkpoint, max_length, join)
+        finish(pretraining.add_language(model, tokenizer, lang, texts, *settings, progress=progress), folder)
+        pretraining.save(model, tokenizer, folder)
+
+    return stage(RUNS / "models", f"xmod-{lang}", 1, inputs, build)
+
+
+def plugged(retriever: Path, encoder: Path, lang: str) -> Path:
+    """ColBERT-XM with the adapters that `encoder` has for `lang`, in place of its own if it had any.
+
+    They were trained beside the pre-trained layers and fit the fine-tuned ones as the other languages' do, which saw
+    no fine-tuning either.
+    """
+    inputs = {"retriever": fingerprint(retriever), "encoder": fingerprint(encoder), "lang": lang}
+
+    def build(folder: Path) -> None:
+        from transformers import XmodForMaskedLM
+
+        model, source = ColbertXM.open(retriever), XmodForMaskedLM.from_pretrained(encoder).roberta
+        if languages.adapter_name(lang) in model.languages:
+            xmod.remove_language(model.roberta, lang)
+        xmod.add_language(model.roberta, lang, xmod.adapters_of(source, lang))
+        model.save(folder)
+
+    return stage(RUNS / "models", f"colbert-xm-{lang}", 1, inputs, build)
 
 
 def triples(collection: Collection, system: System, per_query: int = 4, depth: int = 50, seed: int = 42) -> Triples:

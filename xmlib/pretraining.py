@@ -1,4 +1,4 @@
-"""Masked-LM pre-training of a small X-MOD from scratch, one adapter per language from the start (Figure 1a).
+"""Masked-LM: a small X-MOD from scratch, one adapter per language (Figure 1a); adapters of a new language (Figure 1d).
 
 Text in, a folder out that `transformers` opens as `XmodForMaskedLM` and `XmodModel`, with a Unigram tokenizer of its
 own in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<mask>` last.
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, XmodConfig, XmodForMaskedLM
 
 from xmlib import losses, xmod
-from xmlib.languages import adapter_name
-from xmlib.tokens import Layout, Tokens, stream, tokenize_passages
+from xmlib.languages import TRAINING_LANGUAGE, adapter_name
+from xmlib.tokens import Layout, Tokens, concatenate, stream, tokenize_passages
 from xmlib.training import Loop, Recipe
 
 # Share of tokens to predict, 0.15 in Devlin et al. (2019); 80 % of them become <mask>, 10 % a random token, as there.
@@ -107,30 +107,77 @@ def pretrain(
     a probability proportional to (its tokens) ** `smoothing`, so that a language with little text is seen more often
     than its share.
     """
-    cut = examples_of_stretches if join else examples_of_texts
-    streams = {lang: cut(tokenizer, lines, max_length) for lang, lines in texts.items()}
+    streams = {lang: examples(tokenizer, lines, max_length, join) for lang, lines in texts.items()}
     langs = list(streams)
     weight = np.array([len(streams[lang].ids_T) for lang in langs], dtype=np.float64) ** smoothing
-    specials = len(MARKERS) + 4
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         counts = rng.multinomial(recipe.batch_size, weight / weight.sum())
         drawn = {lang: rng.integers(len(streams[lang]), size=n) for lang, n in zip(langs, counts, strict=True)}
-        parts = [(lang, streams[lang].take(rows)) for lang, rows in drawn.items()]
-        ids_T = np.concatenate([part.ids_T for _, part in parts])
-        lengths_B = np.concatenate([part.lengths_B for _, part in parts]).tolist()
-        langs_B = [lang for lang, part in parts for _ in range(len(part))]
-        inputs_T, chosen = mask_tokens(ids_T, tokenizer.mask_token_id, specials, rng)
-        wanted_T = torch.zeros(len(ids_T), dtype=torch.bool)
-        wanted_T[chosen] = True
-        hidden_RH = xmod.encode(model.roberta, torch.from_numpy(inputs_T), lengths_B, langs_B, wanted_T=wanted_T)
-        head = model.lm_head
-        hidden_RH = head.layer_norm(F.gelu(head.dense(hidden_RH)))
-        target_R = torch.from_numpy(ids_T[chosen]).to(hidden_RH.device)
-        return losses.vocabulary(hidden_RH, head.decoder.weight, head.decoder.bias, target_R)
+        batch = concatenate(*(streams[lang].take(rows) for lang, rows in drawn.items()))
+        return masked_loss(model, tokenizer, batch, [lang for lang, rows in drawn.items() for _ in rows], rng)
 
     return Loop(model, loss_of, recipe, checkpoint, title="pre-train X-MOD", progress=progress)
+
+
+def add_language(
+    model: XmodForMaskedLM,
+    tokenizer: PreTrainedTokenizerFast,
+    lang: str,
+    texts: Sequence[str],
+    recipe: Recipe,
+    checkpoint: str | Path | None = None,
+    max_length: int = 64,
+    join: bool = False,
+    start: str = TRAINING_LANGUAGE,
+    progress: bool = True,
+) -> Loop:
+    """The loop that gives `model` adapters for the language `lang` that it does not have, and trains them on `texts`.
+
+    They begin as those of the language `start`. All else is frozen: no weight of it gets a gradient or a place in the
+    optimiser, and nothing below the first layer's adapter is differentiated. Vocabulary and word vectors are as they
+    were, so the words of the new language are cut into pieces of the old ones.
+    """
+    if not texts:
+        raise ValueError(f"no text in {lang!r}; its adapters are trained on some")
+    xmod.add_language(model.roberta, lang, xmod.adapters_of(model.roberta, start))
+    model.requires_grad_(False)
+    xmod.freeze_for_adding(model.roberta, lang)
+    loop = pretrain(model, tokenizer, {lang: texts}, recipe, checkpoint, max_length, join, progress=progress)
+    loop.title = f"add {lang}"
+    return loop
+
+
+def masked_loss(
+    model: XmodForMaskedLM, tokenizer, tokens: Tokens, langs: str | Sequence[str], rng: np.random.Generator
+) -> torch.Tensor:
+    """What guessing the tokens costs that `rng` hides: nats per token, with gradients where they are enabled."""
+    inputs_T, chosen = mask_tokens(tokens.ids_T, tokenizer.mask_token_id, len(MARKERS) + 4, rng)
+    wanted_T = torch.zeros(len(inputs_T), dtype=torch.bool)
+    wanted_T[chosen] = True
+    lengths_B, head = tokens.lengths_B.tolist(), model.lm_head
+    hidden_RH = xmod.encode(model.roberta, torch.from_numpy(inputs_T), lengths_B, langs, wanted_T=wanted_T)
+    hidden_RH = head.layer_norm(F.gelu(head.dense(hidden_RH)))
+    target_R = torch.from_numpy(tokens.ids_T[chosen]).to(hidden_RH.device)
+    return losses.vocabulary(hidden_RH, head.decoder.weight, head.decoder.bias, target_R)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: XmodForMaskedLM, tokenizer, texts: Sequence[str], lang: str, max_length: int = 64, seed: int = 0
+) -> float:
+    """`masked_loss` of texts that were not trained on, through the adapters of `lang`; the same tokens are hidden for
+    every model and language."""
+    tokens, rng = examples_of_texts(tokenizer, texts, max_length), np.random.default_rng(seed)
+    parts = [tokens.take(np.arange(first, min(first + 64, len(tokens)))) for first in range(0, len(tokens), 64)]
+    found = [masked_loss(model, tokenizer, part, lang, rng).item() for part in parts]
+    return float(np.average(found, weights=[len(part.ids_T) for part in parts]))
+
+
+def examples(tokenizer, texts: Sequence[str], max_length: int, join: bool) -> Tokens:
+    """What is drawn from in training: one example per text, or with `join` stretches of all of them."""
+    return (examples_of_stretches if join else examples_of_texts)(tokenizer, texts, max_length)
 
 
 def examples_of_texts(tokenizer, texts: Sequence[str], max_length: int) -> Tokens:

@@ -47,7 +47,7 @@ FIGURE_4 = ("DPR-XM", "ColBERT-XM")  # the two systems that it compares
 TEXT_COLUMNS = {
     *("source", "row", "system", "lang", "metric", "better_than", "trained_on_lang", "profile", "collection", "split"),
     *("model", "seed", "device", "commit", "engine", "hardware", "what", "how", "basis", "title", "caption"),
-    *("q_token", "d_token", "multi_system", "single_system"),
+    *("q_token", "d_token", "multi_system", "single_system", "adapters"),
 }
 NOT_FROM_ZERO = "(the axis does not start at 0)"
 
@@ -507,6 +507,62 @@ def draw_token_similarity(path: Path, widest: int = 48) -> list[Path]:
     return save_pair(fig, path)
 
 
+def new_language_curve(rows: pd.DataFrame, profile: str, stem: str = "fig8_new_language") -> list[Path]:
+    """Figure 1d in numbers: one panel per metric, against the amount of text that the new adapters were trained on.
+
+    `rows` are result rows of one language with two columns more: `adapters`, the language whose adapters the text went
+    through (empty for BM25), and `texts`, how many its own were trained on. Zero texts are the English adapters, which
+    the new ones begin as. The metric "loss" is of masked-LM.
+    """
+    columns = ["system", "adapters", "texts", "metric", "value", "lang", "collection", "split", "n_queries", "profile"]
+    path = write_csv(rows.loc[rows["profile"] == profile, columns], profile, stem)
+    return [path, *draw_new_language_curve(path)]
+
+
+def draw_new_language_curve(path: Path) -> list[Path]:
+    frame = read_csv(path)
+    first, metrics = frame.iloc[0], list(dict.fromkeys(frame["metric"]))
+    name = LANGUAGES[first["lang"]].name
+    with style():
+        fig = Figure(figsize=(3.3 * len(metrics) + 0.4, 3.2), layout="constrained")
+        for ax, metric in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+            _new_language_panel(ax, frame[frame["metric"] == metric], metric, first["lang"])
+        title = f"{banner(first['profile'])}{name}, added afterwards: {first['collection']}, {first['split']}"
+        fig.suptitle(title, x=0.01, ha="left")
+        note = f"Scores of {first['n_queries']:.0f} queries; no axis starts at 0, and amounts are evenly spaced. "
+        footnote(fig, note + "Grey: through other languages' adapters.")
+    return save_pair(fig, path)
+
+
+def _new_language_panel(ax, cells: pd.DataFrame, metric: str, lang: str) -> None:
+    """One metric: a curve over amounts of text, beginning at the English adapters; other adapters are lines across."""
+    scale, shown = (1, "{:.2f}") if metric == "loss" else (100, "{:.1f}")
+    curve = cells[cells["adapters"].isin((lang, TRAINING_LANGUAGE))].sort_values("texts")
+    x, y = np.arange(len(curve)), scale * curve["value"].to_numpy()
+    ax.plot(x, y, color=colour("ColBERT-XM"), lw=1.6, zorder=2)
+    for at, value, adapters in zip(x, y, curve["adapters"], strict=True):
+        own = adapters == lang
+        ax.plot(at, value, **mark("ColBERT-XM" if own else "ColBERT-XM with English adapters", 6.5))
+        ax.annotate(shown.format(value), (at, value), (0, 7), textcoords="offset points", ha="center", fontsize=7.5)
+    others = cells[~cells["adapters"].isin(("", lang, TRAINING_LANGUAGE))]
+    beside = dict(xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5, annotation_clip=False)
+    ax.set_xlim(-0.4, len(x) - 0.6)
+    ax.margins(y=0.25)
+    for row in others.itertuples():
+        ax.axhline(scale * row.value, color=FAINT, lw=1.1, zorder=1)
+    heights = _apart(scale * others["value"], 0.06 * np.ptp(ax.get_ylim()))
+    for row, height in zip(others.itertuples(), heights, strict=True):
+        ax.annotate(row.adapters, (len(x) - 0.6, height), color=SOFT, **beside)
+    for value in scale * cells.loc[cells["system"] == "BM25", "value"]:  # far above: drawn, it would flatten the rest
+        ax.annotate(
+            f"BM25: {shown.format(value)}", (0.02, 0.98), xycoords="axes fraction", va="top", color=colour("BM25")
+        )
+    ax.set_xticks(x, ["English\nadapters", *(f"{texts:,.0f}" for texts in curve["texts"].iloc[1:])])
+    ax.set_xlabel("texts that its own adapters were trained on")
+    title = "Guessing hidden tokens: loss" if metric == "loss" else f"Retrieval: {metric_name(metric)} × 100"
+    ax.set_title(title, weight="normal")
+
+
 _BESIDE = dict(xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False)
 
 
@@ -531,6 +587,7 @@ DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "fig3_": draw_examples_curve,
     "fig4_": draw_single_vs_multi,
     "fig5_": draw_quality_by_energy,
+    "fig8_": draw_new_language_curve,
 }
 
 

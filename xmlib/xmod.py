@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from transformers import XmodModel
+from transformers.models.xmod.modeling_xmod import XmodAdapter
 
-from xmlib.languages import adapter_of
+from xmlib.languages import adapter_name, adapter_of
 
 PADDED = 0.75  # sequences attend together if the shortest has at least this share of the longest's tokens
 
@@ -204,6 +205,46 @@ def freeze_for_finetuning(model: XmodModel) -> None:
         layer.output.adapter_modules.requires_grad_(False)
         if layer.output.adapter_layer_norm is not None:
             layer.output.adapter_layer_norm.requires_grad_(False)
+
+
+def adapters_of(model: XmodModel, lang: str) -> list[XmodAdapter]:
+    """The adapters that texts in `lang` are routed through, one per layer."""
+    name = adapter_of(lang, model.config.languages)
+    return [layer.output.adapter_modules[name] for layer in model.encoder.layer]
+
+
+def add_language(model: XmodModel, lang: str, adapters: Sequence[XmodAdapter]) -> None:
+    """Give `model` copies of `adapters`, one per layer, as those of the new language `lang`; nothing else changes.
+
+    They go last in `config.languages`, so that the numbers that transformers gives to the other languages stay. The
+    adapters may be another model's: of a new language trained beside this one, say. ValueError if `lang` has some.
+    """
+    name, layers = adapter_name(lang), model.encoder.layer
+    if name in model.config.languages:
+        raise ValueError(f"the model has adapters for {lang!r} already; it has: {', '.join(model.config.languages)}")
+    if len(adapters) != len(layers) or adapters[0].dense1.in_features != model.config.hidden_size:
+        raise ValueError(
+            f"{len(adapters)} adapters of width {adapters[0].dense1.in_features} do not fit "
+            f"a model of {len(layers)} layers of width {model.config.hidden_size}"
+        )
+    for layer, adapter in zip(layers, adapters, strict=True):
+        layer.output.adapter_modules[name] = copy.deepcopy(adapter).to(model.device)
+    model.config.languages = [*model.config.languages, name]
+
+
+def remove_language(model: XmodModel, lang: str) -> None:
+    """Take the adapters of `lang` out of `model`."""
+    name = adapter_of(lang, model.config.languages)
+    for layer in model.encoder.layer:
+        del layer.output.adapter_modules[name]
+    model.config.languages = [other for other in model.config.languages if other != name]
+
+
+def freeze_for_adding(model: XmodModel, lang: str) -> None:
+    """Freeze all but the adapters of `lang` (paper, Figure 1d)."""
+    model.requires_grad_(False)
+    for adapter in adapters_of(model, lang):
+        adapter.requires_grad_(True)
 
 
 def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -> torch.Tensor:
