@@ -1,7 +1,7 @@
 """A small Hugging Face hub on loopback: as much of its protocol as the real client needs to fetch a file.
 
-Files are served at /datasets/<repo>/resolve/<revision>/<path>, those of models without /datasets, and what a model has is
-listed at /api/models/<repo>/revision/<revision>. A file of LFS (`lfs=True`) states its SHA-256, and
+Files are served at /datasets/<repo>/resolve/<revision>/<path>, those of models without /datasets; what a model has
+is listed at /api/models/<repo>/revision/<revision>. A file of LFS (`lfs=True`) states its SHA-256, and
 redirects to /storage/…, as the hub redirects to its storage host; the others state their git SHA-1. `faults` are played
 once each, in their order, for requests of a path; `requests` is what was asked.
 """

@@ -17,7 +17,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -25,6 +25,7 @@ from transformers import (
     BertTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
     XLMRobertaModel,
@@ -37,6 +38,7 @@ from tests import toys
 from tests.hub_server import COMMIT, serving
 from tests.test_models import TEXTS, plain
 from xmlib import formats, systems
+from xmlib.formats import colbert_ai
 from xmlib.formats.checkpoint import wanted
 from xmlib.models import BiEncoder, Colbert, ColbertXM, DprXM, load
 from xmlib.systems import PAPER
@@ -48,7 +50,14 @@ LAYOUTS = {
     "released": replace(RELEASED, **SIZE),
     "colbert-ai": Layout(**SIZE, mask_punctuation="colbert", attend_to_mask_tokens=False),
     "pylate": Layout(**SIZE, passage_marker="[Q]", mask_punctuation="pylate"),
-    "bare": Layout(**SIZE, query_marker=None, passage_marker=None, augment_queries=False, mask_punctuation="none"),
+    "bare": Layout(
+        **SIZE,
+        query_marker=None,
+        passage_marker=None,
+        augment_queries=False,
+        attend_to_mask_tokens=False,
+        mask_punctuation="none",
+    ),
 }
 
 
@@ -191,7 +200,7 @@ def test_a_multi_vector_encoder_opens_here(modular, tmp_path):
     other.save(str(tmp_path / "mve"))
     model = load(tmp_path / "mve")
     agree(model, other)
-    assert model.kind == ("colbert-xm" if modular else "colbert") and model.layout.mask_punctuation == (",", "▁.")
+    assert model.kind == ("colbert-xm" if modular else "colbert") and model.layout.mask_punctuation == ("▁.", ",")
     assert (model.layout.query_marker, model.query_prefix) == (("[Q]", "") if modular else (None, "where is "))
     model.save(tmp_path / "again", *["sw"] * modular)  # with its bias and its list of tokens
     agree(load(tmp_path / "again"), other)
@@ -242,7 +251,6 @@ def test_what_no_retriever_here_can_do_is_named(tmp_path):
 def test_a_pylate_folder_opens_here_with_pylates_defaults(tmp_path):
     """As `ColBERT.save` writes it: its markers, with a space, are tokens that were added to the vocabulary."""
     model = plain(Colbert, dim=16, **vars(Layout(**SIZE, mask_punctuation="pylate", attend_to_mask_tokens=False)))
-    model.tokenizer = AutoTokenizer.from_pretrained(tmp_path) if (tmp_path / "x").exists() else model.tokenizer
     model.save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.add_tokens([AddedToken("[Q] "), AddedToken("[D] ")])
@@ -272,16 +280,26 @@ def with_pylates_skiplist(other: MultiVectorEncoder) -> MultiVectorEncoder:
     return other
 
 
+def xlm_r_tokenizer() -> PreTrainedTokenizerFast:
+    """The toy tokenizer, but "." is two pieces to it, as to that of XLM-R: `▁` and `.`."""
+    made = json.loads(toys.tokenizer().backend_tokenizer.to_str())
+    made["model"]["vocab"] = [["▁_" if token == "▁." else token, score] for token, score in made["model"]["vocab"]]
+    names = ("bos_token", "cls_token", "pad_token", "eos_token", "sep_token", "unk_token", "mask_token")
+    special = {name: getattr(toys.tokenizer(), name) for name in names}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(made)), **special)
+
+
 def released_replica(folder, written="Jan 25, 2024 ; 6:33PM CET (+0100)"):
     """The layout of antoinelouis/colbert-xm: weights, config.json and artifact.metadata, no more."""
     model = toys.model(ColbertXM, layout=RELEASED, dim=16)
+    model.tokenizer = xlm_r_tokenizer()
     model.save(folder, "en")
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name not in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             path.unlink()
-    toys.tokenizer().save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
     metadata = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_token": "[Q]", "doc_token": "[D]"}
     metadata |= {"query_maxlen": 32, "doc_maxlen": 256, "attend_to_mask_tokens": True, "mask_punctuation": True}
     metadata |= {"dim": 16, "similarity": "cosine", "checkpoint": "facebook/xmod-base", "nway": 2, "relu": False}
@@ -321,7 +339,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["roberta.encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="is not whole: its weights lack encoder.layer.1.output.dense.weight"):
+    with pytest.raises(ValueError, match=r"is not whole: its weights lack encoder\.layer\.1\.output\.dense\.weight"):
         Colbert.open(tmp_path)
 
 
@@ -356,7 +374,7 @@ def test_a_dnn_file_opens_with_the_arguments_it_was_trained_with(tmp_path):
         expected = torch.nn.functional.normalize(linear(encoder(**ids).last_hidden_state[0]), dim=-1)
     np.testing.assert_allclose(model.encode_queries([text], "de")[0][0], expected.numpy(), atol=1e-5)
     (tmp_path / "vocab.txt").unlink()
-    with pytest.raises(ValueError, match=r"a vocabulary of 83, whose tokenizer is not known; known sizes: 30522"):
+    with pytest.raises(ValueError, match=r"a vocabulary of 81, whose tokenizer is not known; known sizes: 30522"):
         load(tmp_path)
 
 
@@ -370,7 +388,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path):
     evil.folder = str(tmp_path / "done")
     bert_tokenizer(tmp_path / "v1")
     torch.save({"model_state_dict": evil}, tmp_path / "v1" / "colbert.dnn")
-    with pytest.raises(ValueError, match="colbert.dnn holds more than weights.*nothing of it was run"):
+    with pytest.raises(ValueError, match=r"colbert\.dnn holds more than weights.*nothing of it was run"):
         load(tmp_path / "v1")
     (tmp_path / "v1" / "colbert.dnn").write_bytes(pickle.dumps(evil))
     with pytest.raises(ValueError, match="holds more than weights"):
@@ -442,7 +460,9 @@ def replicas(folder):
     SentenceTransformer(modules=[first, Pooling(32), Normalize()], device="cpu").save(str(folder / "mE5-base"))
     (folder / "mColBERT" / "experiments" / "MSMARCO-psg").mkdir(parents=True)
     for steps in (2000, 200000):
-        dnn_replica(folder / "mColBERT" / "experiments" / "MSMARCO-psg", f"colbert-{steps}.dnn")
+        *_, bert_words = dnn_replica(folder / "mColBERT" / "experiments" / "MSMARCO-psg", f"colbert-{steps}.dnn")
+    (folder / "mColBERT" / "experiments" / "MSMARCO-psg" / "vocab.txt").unlink()  # it is Google's, by its size
+    bert_words.save_pretrained(folder / "bert")
     tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
     size = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     size |= dict(intermediate_size=64, max_position_embeddings=520, type_vocab_size=1)
@@ -469,6 +489,8 @@ def test_every_row_of_the_tables_opens_from_the_hub(tmp_path, monkeypatch, capsy
         for name, folder in folders.items():
             put(hub, PAPER[name].model, folder)
         put(hub, "facebook/xmod-base", tmp_path / "made" / "base")
+        put(hub, "google-bert/bert-base-multilingual-uncased", tmp_path / "made" / "bert")
+        monkeypatch.setattr(colbert_ai, "BERT", {81: "google-bert/bert-base-multilingual-uncased"})
         hub.add(PAPER["ColBERT-XM"].model, "onnx/model.onnx", b"large")
         hub.add(PAPER["ColBERT-XM"].model, "pytorch_model.bin", b"large")
         for name, folder in folders.items():

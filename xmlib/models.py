@@ -368,7 +368,7 @@ class SingleVector(Retriever):
         self.similarity = _one_of("similarity", similarity, SIMILARITIES)
         self.head = torch.nn.Sequential()
         for inputs, outputs, bias, activation in head:
-            self.head += [torch.nn.Linear(inputs, outputs, bias), getattr(torch.nn, activation)()]
+            self.head.extend([torch.nn.Linear(inputs, outputs, bias), getattr(torch.nn, activation)()])
 
     @property
     def dim(self) -> int:

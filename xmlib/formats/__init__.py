@@ -103,6 +103,8 @@ def export(model: "models.Retriever", folder: str | Path, library: str, lang: st
 
 def describe(model: "models.Retriever", folder: Path, lang: str | None) -> None:
     """Beside the weights of a model that was saved into `folder`: its tokenizer, and what other libraries read."""
+    for name in (models.METADATA, sentence_transformers.MODULES, sentence_transformers.SETTINGS, colbert_ai.METADATA):
+        (folder / name).unlink(missing_ok=True)  # of another model, that lay here before
     config = read_json(folder, "config.json")
     if hasattr(model, "linear"):
         config["architectures"] = [colbert_ai.ARCHITECTURE]

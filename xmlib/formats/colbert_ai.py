@@ -20,7 +20,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from xmlib.formats import checkpoint
 from xmlib.formats.parts import Parts, linear
@@ -161,9 +161,10 @@ def _bert_of(state: dict[str, torch.Tensor]) -> BertConfig:
 
 
 def _tokenizer_of(file: Path, words: int):
-    for name in ("tokenizer.json", "vocab.txt"):
-        if (file.parent / name).is_file():
-            return AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
+    if (file.parent / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
+    if (file.parent / "vocab.txt").is_file():
+        return BertTokenizer.from_pretrained(file.parent)
     if words not in BERT:
         sizes = ", ".join(f"{size} ({name})" for size, name in BERT.items())
         raise ValueError(
