@@ -1,11 +1,13 @@
 """A small Hugging Face hub on loopback: as much of its protocol as the real client needs to fetch a file.
 
-Files are served at /datasets/<repo>/resolve/<revision>/<path>, and of models without /datasets. A file of LFS
-(`lfs=True`) states its SHA-256, and redirects to /storage/…, as the hub redirects to its storage host; the others state
-their git SHA-1. `faults` are played once each, in their order, for requests of a path; `requests` is what was asked.
+Files are served at /datasets/<repo>/resolve/<revision>/<path>, those of models without /datasets; what a model has
+is listed at /api/models/<repo>/revision/<revision>. A file of LFS (`lfs=True`) states its SHA-256, and
+redirects to /storage/…, as the hub redirects to its storage host; the others state their git SHA-1. `faults` are played
+once each, in their order, for requests of a path; `requests` is what was asked.
 """
 
 import hashlib
+import json
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
@@ -89,13 +91,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         self.hub.tokens.append(self.headers.get("Authorization"))
+        if path.startswith("/api/models/") and "/revision/" in path:
+            return self._list(path.removeprefix("/api/models/").partition("/revision/")[0])
         if path.startswith("/api/"):  # transformers looks for more templates of a tokenizer than the file it has
             return self._refuse(404, "EntryNotFound")
         stored = path.startswith("/storage/")
         if stored:
             repo_path = path.removeprefix("/storage/")
         else:
-            repo, _, rest = path.removeprefix("/datasets").removeprefix("/").partition("/resolve/")
+            repo, _, rest = path.removeprefix("/datasets").lstrip("/").partition("/resolve/")
             revision, _, file_path = rest.partition("/")
             repo_path = f"{repo}/{file_path}"
             self.commit = COMMIT if revision == "main" else revision
@@ -116,6 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not stored:
             return self._resolve(repo_path, content, body, fault)
         self._send(content, body, fault)
+
+    def _list(self, repo: str) -> None:
+        files = [name.removeprefix(f"{repo}/") for name in self.hub.files if name.startswith(f"{repo}/")]
+        if not files:
+            return self._refuse(401, "RepoNotFound")
+        siblings = [{"rfilename": name} for name in files]
+        info = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": ["license:mit"], "private": False}
+        self._send(json.dumps(info | {"downloads": 0, "likes": 0}).encode(), True, None)
 
     def _refuse(self, status: int, code: str | None) -> None:
         self.send_response(status)

@@ -54,14 +54,17 @@ class CrossEncoder:
 
     @classmethod
     def _load(cls, checkpoint, length: int, strict: bool, **config) -> "CrossEncoder":
+        from xmlib import formats
+
+        folder = formats.locate(checkpoint)
         with quietly():
             model, found = cls.architecture.from_pretrained(
-                checkpoint, trust_remote_code=False, output_loading_info=True, **config
+                folder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **config
             )
         if strict and found["missing_keys"]:
             missing = ", ".join(sorted(found["missing_keys"])[:3])
             raise ValueError(f"{checkpoint} is no checkpoint of a {cls.kind} cross-encoder: it lacks {missing}")
-        return cls(model.eval(), open_tokenizer(checkpoint), length)
+        return cls(model.eval(), open_tokenizer(folder), length)
 
     def to(self, device) -> "CrossEncoder":
         self.model.to(device)

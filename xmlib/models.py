@@ -8,10 +8,11 @@
 A row of this table is `MultiVector` or `SingleVector`: how vectors come out of hidden states. A column is `Modular` or
 `Plain`: how hidden states come out of tokens, and what the folder looks like. Nothing runs code from a checkpoint.
 
-The folder of a modular model holds what `transformers` saves (`config.json`, `model.safetensors`, tokenizer) and
-`xmlib.json`: kind, layout of the input, sizes, and the record of the training. The weights are named as in the released
-checkpoints: `roberta.*` and `linear.weight`. A plain model opens any folder or hub id of `transformers`; its recipe
-(pooling, prefixes, layout, …) is not in there and comes as arguments.
+A model opens from folders and hub ids of many layouts, see `formats`: `load` takes what comes, `open` of a class only
+its own kind. A folder that is written here holds what `transformers` saves (`config.json`, `model.safetensors`,
+tokenizer) and what sentence-transformers, PyLate and colbert-ai read beside it; a modular model's also `xmlib.json`:
+kind, layout of the input, sizes, and the record of the training, which those have no place for. The weights are named
+as in the released checkpoints: `roberta.*` and `linear.weight`.
 
 Axes:  A queries · B passages · S query tokens · T tokens · H embedding
 """
@@ -21,14 +22,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, XmodConfig, XmodForMaskedLM, XmodModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, XmodConfig, XmodModel
 from transformers.models.xmod.modeling_xmod import XmodPreTrainedModel
 
 from xmlib import xmod
@@ -44,14 +45,37 @@ class Retriever:
     """What all share. Not used by itself: a model is one of `MultiVector`, `SingleVector` over one of the encoders."""
 
     kind: str
+    layout: Layout | None = None
+    query_prefix: str = ""  # text in front of every query
+    passage_prefix: str = ""
+
+    @classmethod
+    def open(cls, checkpoint: str | Path, **settings) -> "Retriever":
+        """From a folder or hub id of any layout that `formats` knows. ValueError if another kind of model lies there.
+
+        `settings` win over what the checkpoint says, see `formats.load`.
+        """
+        from xmlib import formats  # which knows these classes
+
+        return formats.load(checkpoint, cls.kind, **settings)
+
+    def save(self, folder: str | Path, lang: str | None = None) -> None:
+        """Write the folder that `open` and other libraries read. These take no language along with a text: of an X-MOD
+        they use the adapters of `lang`, or have to be told."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a query and of a passage, at most."""
+        return self.layout.query_length, self.layout.passage_length
 
     def tokenize_queries(self, texts: Sequence[str]) -> Tokens:
         """Queries as the encoder sees them."""
-        return tokenize_queries(self.tokenizer, texts, self.layout)
+        return tokenize_queries(self.tokenizer, _after(self.query_prefix, texts), self.layout)
 
     def tokenize_passages(self, texts: Sequence[str]) -> Tokens:
         """Passages as the encoder sees them."""
-        return tokenize_passages(self.tokenizer, texts, self.layout)
+        return tokenize_passages(self.tokenizer, _after(self.passage_prefix, texts), self.layout)
 
     def hidden(self, tokens: Tokens, langs: str | Sequence[str]) -> torch.Tensor:
         """Last hidden states of a packed stream. Returns (T, hidden), with gradients where they are enabled."""
@@ -73,12 +97,21 @@ class Retriever:
 class Modular(Retriever, XmodPreTrainedModel):
     """An X-MOD, a tokenizer, a layout, and a folder to live in."""
 
-    def __init__(self, config: XmodConfig, tokenizer=None, layout: Layout | None = None, record: dict | None = None):
+    def __init__(
+        self,
+        config: XmodConfig,
+        tokenizer=None,
+        layout: Layout | None = None,
+        record: dict | None = None,
+        query_prefix: str = "",
+        passage_prefix: str = "",
+    ):
         super().__init__(config)
         self.roberta = XmodModel(config, add_pooling_layer=False)
         self.tokenizer = tokenizer
         self.layout = layout or Layout()
         self.record = record or {}  # how it was trained; empty if it was not
+        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
 
     @property
     def languages(self) -> list[str]:
@@ -86,44 +119,65 @@ class Modular(Retriever, XmodPreTrainedModel):
         return list(self.config.languages)
 
     @classmethod
-    def from_encoder(cls, folder: str | Path, **arguments) -> "Modular":
+    def from_encoder(cls, folder: str | Path, languages: Sequence[str] | None = None, **arguments) -> "Modular":
         """A retriever to be fine-tuned, over a pre-trained X-MOD (its masked-LM head is left behind).
 
-        What is new in it depends on the random state alone, not on how many languages the encoder has.
+        `languages`: keep these adapters only. What is new in it depends on the random state alone, not on how many
+        adapters there are.
         """
-        without = XmodConfig.from_pretrained(folder, languages=[])
-        model = cls(without, AutoTokenizer.from_pretrained(folder), **arguments)
-        model.roberta = XmodForMaskedLM.from_pretrained(folder).roberta
+        from xmlib import formats
+
+        folder = formats.locate(folder)
+        config = formats.pruned(XmodConfig.from_pretrained(folder), languages)
+        model = cls(formats.pruned(config, []), open_tokenizer(folder), **arguments)
+        model.roberta = open_encoder(folder, config)
         model.config = model.roberta.config
         return model
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Modular":
-        """The model saved in `folder`, in evaluation mode. Raises ValueError if another kind of model lies there."""
-        path = Path(folder) / METADATA
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no model folder of xmlib: it has no {METADATA}")
-        metadata = json.loads(path.read_text())
-        if metadata["kind"] != cls.kind:
-            raise ValueError(f"{folder} holds a {metadata['kind']} model, not {cls.kind}")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        arguments = dict(tokenizer=tokenizer, layout=Layout(**metadata["layout"]), record=metadata["record"])
-        return cls.from_pretrained(folder, **arguments, **metadata["sizes"]).eval()
+    def of(cls, parts, config: XmodConfig) -> "Modular":
+        """The model that `formats` found the parts of, with the adapters that the configuration has."""
+        sizes = {"query_prefix": parts.query_prefix, "passage_prefix": parts.passage_prefix} | cls._sizes_of(parts)
+        with quietly():  # about heads that are left behind
+            model, found = cls.from_pretrained(
+                parts.encoder,
+                config=config,
+                tokenizer=parts.tokenizer,
+                layout=parts.layout or replace(SINGLE_VECTOR, query_length=parts.length, passage_length=parts.length),
+                record=parts.record,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **sizes,
+            )
+        _check_whole(parts.encoder, [name for name in found["missing_keys"] if name.startswith("roberta.")])
+        model._copy_maps(parts)
+        return model
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, lang: str | None = None) -> None:
         """Write the model folder; `xmlib.json` goes last, so that a folder that has it is whole."""
+        from xmlib import formats
+
         folder = Path(folder)
         self.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        formats.describe(self, folder, lang)
         metadata = {"kind": self.kind, "layout": asdict(self.layout), "sizes": self.sizes, "record": self.record}
         beside = folder / f"{METADATA}.partial"
         beside.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
         os.replace(beside, folder / METADATA)
 
+    @classmethod
+    def _sizes_of(cls, parts) -> dict:
+        """Arguments that give a new model the shape of the parts."""
+        raise NotImplementedError
+
+    def _copy_maps(self, parts) -> None:
+        """Take over the maps behind the encoder, which may lie elsewhere than its weights."""
+        raise NotImplementedError
+
     @property
     def sizes(self) -> dict:
-        """Arguments that give a new model the same shape."""
-        raise NotImplementedError
+        """Arguments that give a new model the same shape and prefixes."""
+        return {"query_prefix": self.query_prefix, "passage_prefix": self.passage_prefix}
 
     def prepare_for_finetuning(self) -> "Modular":
         """Freeze embeddings and adapters, as in the paper (§3.2, Figure 1b)."""
@@ -151,10 +205,25 @@ class Plain(Retriever, torch.nn.Module):
     def device(self) -> torch.device:
         return self.encoder.device
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder that `open` and `transformers` read. The recipe is not in it."""
-        self.encoder.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    @classmethod
+    def from_encoder(cls, checkpoint: str | Path, **arguments) -> "Plain":
+        """A retriever to be fine-tuned, over a pre-trained encoder."""
+        from xmlib import formats
+
+        folder = formats.locate(checkpoint)
+        return cls(open_encoder(folder), open_tokenizer(folder), **arguments)
+
+    def save(self, folder: str | Path, lang: str | None = None) -> None:
+        """Write the folder that `open` and other libraries read."""
+        from xmlib import formats
+
+        folder = Path(folder)
+        self.encoder.save_pretrained(folder, state_dict=self._state())
+        formats.describe(self, folder, None)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What goes into the folder's weights."""
+        return self.encoder.state_dict()
 
     def prepare_for_finetuning(self) -> "Plain":
         """Everything is trained."""
@@ -228,51 +297,100 @@ class ColbertXM(MultiVector, Modular):
 
     kind = "colbert-xm"
 
-    def __init__(self, config: XmodConfig, tokenizer=None, layout=None, record=None, dim: int = 128):
-        super().__init__(config, tokenizer, layout, record)
-        self.linear = torch.nn.Linear(config.hidden_size, dim, bias=False)
+    def __init__(
+        self,
+        config: XmodConfig,
+        tokenizer=None,
+        layout=None,
+        record=None,
+        dim: int = 128,
+        bias: bool = False,
+        **prefixes,
+    ):
+        super().__init__(config, tokenizer, layout, record, **prefixes)
+        self.linear = torch.nn.Linear(config.hidden_size, dim, bias=bias)
         self.post_init()
 
     @property
     def sizes(self) -> dict:
-        return {"dim": self.linear.out_features}
+        return {"dim": self.linear.out_features, "bias": self.linear.bias is not None} | super().sizes
+
+    @classmethod
+    def _sizes_of(cls, parts) -> dict:
+        return {"dim": parts.projection.out_features, "bias": parts.projection.bias is not None}
+
+    def _copy_maps(self, parts) -> None:
+        self.linear.load_state_dict(parts.projection.state_dict())
 
 
 class Colbert(MultiVector, Plain):
-    """ColBERT over any BERT-like encoder: mColBERT. Folders as colbert-ai writes: the encoder and `linear.weight`."""
+    """ColBERT over any BERT-like encoder: mColBERT."""
 
     kind = "colbert"
 
-    def __init__(self, encoder, tokenizer, dim: int = 128, **layout):
+    def __init__(
+        self,
+        encoder,
+        tokenizer,
+        dim: int = 128,
+        bias: bool = False,
+        query_prefix: str = "",
+        passage_prefix: str = "",
+        **layout,
+    ):
         super().__init__(encoder, tokenizer)
         self.layout = Layout(**layout)
-        self.linear = torch.nn.Linear(encoder.config.hidden_size, dim, bias=False)
+        self.linear = torch.nn.Linear(encoder.config.hidden_size, dim, bias=bias)
+        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
 
     @classmethod
-    def open(cls, checkpoint: str | Path, **layout) -> "Colbert":
-        """From a folder or hub id that has the projection; ValueError where it is missing."""
-        weight = _projection(checkpoint)
-        model = cls(open_encoder(checkpoint), open_tokenizer(checkpoint), len(weight), **layout)
-        model.linear.weight.data.copy_(weight)
-        return model.eval()
+    def of(cls, parts, config=None) -> "Colbert":
+        """The model that `formats` found the parts of."""
+        size = {"dim": parts.projection.out_features, "bias": parts.projection.bias is not None}
+        prefixes = {"query_prefix": parts.query_prefix, "passage_prefix": parts.passage_prefix}
+        model = cls(open_encoder(parts.encoder), parts.tokenizer, **size, **prefixes, **asdict(parts.layout))
+        model.linear.load_state_dict(parts.projection.state_dict())
+        return model
 
-    @classmethod
-    def from_encoder(cls, checkpoint: str | Path, **arguments) -> "Colbert":
-        """A retriever to be fine-tuned, over a pre-trained encoder."""
-        return cls(open_encoder(checkpoint), open_tokenizer(checkpoint), **arguments)
-
-    def save(self, folder: str | Path) -> None:
+    def _state(self) -> dict[str, torch.Tensor]:
         prefix = self.encoder.base_model_prefix
         encoder = {f"{prefix}.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
-        self.encoder.save_pretrained(folder, state_dict=encoder | {"linear.weight": self.linear.weight.data})
-        self.tokenizer.save_pretrained(folder)
+        return encoder | {f"linear.{name}": tensor for name, tensor in self.linear.state_dict().items()}
 
 
 class SingleVector(Retriever):
-    """One vector per text, pooled from its tokens: mean, maximum or [CLS]. Compared by cosine or dot product."""
+    """One vector per text, pooled from its tokens: mean, maximum or [CLS]. Compared by cosine or dot product.
 
-    pooling: str = "mean"
-    similarity: str = "cosine"
+    `head`: maps of the pooled vector, each (inputs, outputs, bias, activation of torch.nn); most models have none.
+    """
+
+    def _pool_by(self, pooling: str, similarity: str, head: Sequence[tuple[int, int, bool, str]]) -> None:
+        """For the constructors: how a vector is made of a text's."""
+        self.pooling = _one_of("pooling", pooling, POOLING)
+        self.similarity = _one_of("similarity", similarity, SIMILARITIES)
+        self.head = torch.nn.Sequential()
+        for inputs, outputs, bias, activation in head:
+            self.head.extend([torch.nn.Linear(inputs, outputs, bias), getattr(torch.nn, activation)()])
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return self.head[-2].out_features if len(self.head) else self.config.hidden_size
+
+    def head_layers(self) -> list[tuple[torch.nn.Linear, str]]:
+        """The maps of the pooled vector, each with the name of the activation behind it."""
+        maps = list(self.head)
+        return [(map_, type(act).__name__) for map_, act in zip(maps[::2], maps[1::2], strict=True)]
+
+    @staticmethod
+    def _recipe(pooling: str, similarity: str, layers: Sequence[tuple[torch.nn.Linear, str]]) -> dict:
+        """Arguments that make a vector in the same way."""
+        head = [(map_.in_features, map_.out_features, map_.bias is not None, act) for map_, act in layers]
+        return {"pooling": pooling, "similarity": similarity, "head": head}
+
+    def _copy_maps(self, parts) -> None:
+        for (own, _), (found, _) in zip(self.head_layers(), parts.head, strict=True):
+            own.load_state_dict(found.state_dict())
 
     def vectors(self, tokens: Tokens, langs: str | Sequence[str]) -> torch.Tensor:
         """One vector per text, Eq. 9, of unit length where cosines are wanted. Returns (B, H), float32."""
@@ -282,6 +400,7 @@ class SingleVector(Retriever):
             pooled_BH = hidden_TH[lengths_B.cumsum(0) - lengths_B]
         else:
             pooled_BH = torch.segment_reduce(hidden_TH, self.pooling, lengths=lengths_B, axis=0)
+        pooled_BH = self.head(pooled_BH).float()
         return F.normalize(pooled_BH, dim=-1) if self.similarity == "cosine" else pooled_BH
 
     def encode_passages(
@@ -298,7 +417,7 @@ class SingleVector(Retriever):
 
     @torch.no_grad()
     def _encode(self, tokens: Tokens, lang: str, batch_tokens: int, progress: str | None) -> np.ndarray:
-        vectors_BH = np.empty((len(tokens), self.config.hidden_size), dtype=np.float32)
+        vectors_BH = np.empty((len(tokens), self.dim), dtype=np.float32)
         with self._compute():
             for batch in batches(tokens.lengths_B, batch_tokens, progress):
                 vectors_BH[batch] = self.vectors(tokens.take(batch), lang).cpu().numpy()
@@ -310,14 +429,28 @@ class DprXM(SingleVector, Modular):
 
     kind = "dpr-xm"
 
-    def __init__(self, config: XmodConfig, tokenizer=None, layout=None, record=None, pooling: str = "mean"):
-        super().__init__(config, tokenizer, layout or SINGLE_VECTOR, record)
-        self.pooling = _one_of("pooling", pooling, POOLING)
+    def __init__(
+        self,
+        config: XmodConfig,
+        tokenizer=None,
+        layout=None,
+        record=None,
+        pooling: str = "mean",
+        similarity: str = "cosine",
+        head: Sequence[tuple[int, int, bool, str]] = (),
+        **prefixes,
+    ):
+        super().__init__(config, tokenizer, layout or SINGLE_VECTOR, record, **prefixes)
+        self._pool_by(pooling, similarity, head)
         self.post_init()
 
     @property
     def sizes(self) -> dict:
-        return {"pooling": self.pooling}
+        return self._recipe(self.pooling, self.similarity, self.head_layers()) | super().sizes
+
+    @classmethod
+    def _sizes_of(cls, parts) -> dict:
+        return cls._recipe(parts.pooling, parts.similarity, parts.head)
 
 
 class BiEncoder(SingleVector, Plain):
@@ -333,38 +466,68 @@ class BiEncoder(SingleVector, Plain):
         similarity: str = "cosine",
         query_prefix: str = "",
         passage_prefix: str = "",
-        length: int = 512,
+        length: int | tuple[int, int] = 512,
+        head: Sequence[tuple[int, int, bool, str]] = (),
     ):
         super().__init__(encoder, tokenizer)
-        self.pooling = _one_of("pooling", pooling, POOLING)
-        self.similarity = _one_of("similarity", similarity, SIMILARITIES)
-        self.query_prefix, self.passage_prefix, self.length = query_prefix, passage_prefix, length
+        self._pool_by(pooling, similarity, head)
+        self.query_prefix, self.passage_prefix = query_prefix, passage_prefix
+        self.length = length  # of a text in tokens; or of a query, and of a passage
 
     @classmethod
-    def open(cls, checkpoint: str | Path, **recipe) -> "BiEncoder":
-        """From a folder or hub id."""
-        return cls(open_encoder(checkpoint), open_tokenizer(checkpoint), **recipe).eval()
+    def of(cls, parts, config=None) -> "BiEncoder":
+        """The model that `formats` found the parts of."""
+        layout, length = parts.layout, parts.length
+        if layout is not None:
+            length = (layout.query_length, layout.passage_length)
+        prefixes = {"query_prefix": parts.query_prefix, "passage_prefix": parts.passage_prefix}
+        recipe = cls._recipe(parts.pooling, parts.similarity, parts.head)
+        model = cls(open_encoder(parts.encoder), parts.tokenizer, length=length, **prefixes, **recipe)
+        model._copy_maps(parts)
+        return model
 
-    from_encoder = open  # nothing is added to the encoder
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return (self.length, self.length) if isinstance(self.length, int) else tuple(self.length)
 
     def tokenize_queries(self, texts: Sequence[str]) -> Tokens:
-        return self._tokenize(self.query_prefix, texts)
+        return self._tokenize(self.query_prefix, texts, self.lengths[0])
 
     def tokenize_passages(self, texts: Sequence[str]) -> Tokens:
-        return self._tokenize(self.passage_prefix, texts)
+        return self._tokenize(self.passage_prefix, texts, self.lengths[1])
 
-    def _tokenize(self, prefix: str, texts: Sequence[str]) -> Tokens:
-        texts = [prefix + text for text in texts]
-        return stream(self.tokenizer(texts, truncation=True, max_length=self.length)["input_ids"] if texts else [])
+    def _tokenize(self, prefix: str, texts: Sequence[str], length: int) -> Tokens:
+        texts = _after(prefix, texts)
+        return stream(self.tokenizer(texts, truncation=True, max_length=length)["input_ids"] if texts else [])
 
 
-def open_encoder(checkpoint: str | Path):
-    """The bare encoder of a folder or hub id, without heads, in evaluation mode. Its own code, if any, is not run."""
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+def load(checkpoint: str | Path, **settings) -> Retriever:
+    """Whatever retriever lies in a folder or hub repository, in evaluation mode: see `formats.load`."""
+    from xmlib import formats
+
+    return formats.load(checkpoint, **settings)
+
+
+def open_encoder(checkpoint, config=None):
+    """The bare encoder of a folder, without heads, in evaluation mode; one that is open already is handed back.
+
+    ValueError where weights of it are missing. Its own code, if it brings any, is not run.
+    """
+    if isinstance(checkpoint, torch.nn.Module):
+        return checkpoint
+    config = config or AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     architecture = MODEL_MAPPING[type(config)]
     poolerless = "add_pooling_layer" in inspect.signature(architecture.__init__).parameters
     with quietly():  # about heads that are left behind
-        return architecture.from_pretrained(checkpoint, **({"add_pooling_layer": False} if poolerless else {})).eval()
+        encoder, found = architecture.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **({"add_pooling_layer": False} if poolerless else {}),
+        )
+    _check_whole(checkpoint, found["missing_keys"])
+    return encoder.eval()
 
 
 def open_tokenizer(checkpoint: str | Path):
@@ -414,22 +577,14 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _projection(checkpoint: str | Path) -> torch.Tensor:
-    """`linear.weight` (dim, hidden) of a ColBERT checkpoint, which transformers passes over."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
+def _after(prefix: str, texts: Sequence[str]) -> Sequence[str]:
+    return [prefix + text for text in texts] if prefix else texts
 
-    quiet = dict(_raise_exceptions_for_missing_entries=False)
-    name = "linear.weight"
-    if path := cached_file(checkpoint, "model.safetensors", **quiet):
-        with safe_open(path, "pt") as file:
-            if name in file.keys():
-                return file.get_tensor(name)
-    elif path := cached_file(checkpoint, "pytorch_model.bin", **quiet):
-        weights = torch.load(path, weights_only=True, map_location="cpu")
-        if name in weights:
-            return weights[name]
-    raise ValueError(f"{checkpoint} is no ColBERT checkpoint: no {name} in model.safetensors or pytorch_model.bin")
+
+def _check_whole(checkpoint, missing: Sequence[str]) -> None:
+    """ValueError where an encoder would be left with random weights."""
+    if missing:
+        raise ValueError(f"{checkpoint} is not whole: its weights lack {', '.join(sorted(missing)[:3])}")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

@@ -95,14 +95,7 @@ _ROWS = (
         settings=dict(query_prefix="query: ", passage_prefix="passage: "),  # the mean, and cosine
     ),
     System("DPR-XM", "dpr-xm", "antoinelouis/dpr-xm"),
-    # ColBERT's first version: the defaults of its code, whose markers mBERT's vocabulary does not have.
-    System(
-        "mColBERT",
-        "colbert",
-        "vjeronymo2/mColBERT",
-        settings=dict(passage_length=180, query_marker="[unused0]", passage_marker="[unused1]")
-        | dict(attend_to_mask_tokens=False, mask_punctuation="colbert"),
-    ),
+    System("mColBERT", "colbert", "vjeronymo2/mColBERT"),  # of ColBERT's first version; its settings are in the file
     System("ColBERT-XM with English adapters", "colbert-xm", "antoinelouis/colbert-xm", adapters=TRAINING_LANGUAGE),
     System("ColBERT-XM", "colbert-xm", "antoinelouis/colbert-xm"),
 )
@@ -272,9 +265,9 @@ def identity(checkpoint: Path | str | None) -> str | None:
     if (folder / RECORD).is_file():
         return fingerprint(folder)
     if not folder.is_dir():
-        from transformers import AutoConfig
+        from xmlib import formats
 
-        return f"{checkpoint}@{AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)._commit_hash}"
+        return f"{str(checkpoint).partition('@')[0]}@{formats.commit(str(checkpoint))}"
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:

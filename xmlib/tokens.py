@@ -30,10 +30,12 @@ class Layout:
     legacy_prefix: bool = False  # a "." behind the marker: colbert-ai up to 0.2.20
     augment_queries: bool = True  # fill queries up to n with [M]; without it they keep their own length
     attend_to_mask_tokens: bool = True  # whether other tokens may look at [M]
-    mask_punctuation: str = "unicode"  # passage tokens left out of MaxSim; see `punctuation_ids`
+    mask_punctuation: str | tuple[str, ...] = "unicode"  # passage tokens left out of MaxSim; see `punctuation_ids`
 
     def __post_init__(self):
-        if self.mask_punctuation not in PUNCTUATION:
+        if isinstance(self.mask_punctuation, list):  # out of JSON
+            object.__setattr__(self, "mask_punctuation", tuple(self.mask_punctuation))
+        if not isinstance(self.mask_punctuation, tuple) and self.mask_punctuation not in PUNCTUATION:
             raise ValueError(f"mask_punctuation is {self.mask_punctuation!r}; have: {', '.join(PUNCTUATION)}")
         for name in ("query_length", "passage_length"):
             if getattr(self, name) < 8:
@@ -122,7 +124,7 @@ def tokenize_passages(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens
     return replace(tokens, scored_T=~np.isin(tokens.ids_T, skipped))
 
 
-def punctuation_ids(tokenizer, kind: str) -> set[int]:
+def punctuation_ids(tokenizer, kind: str | tuple[str, ...]) -> set[int]:
     """Token ids that `mask_punctuation=kind` keeps out of MaxSim. Three meanings are in use for the same words:
 
     - `unicode`: every token made of punctuation alone, of any script, with or without the space mark `▁`, which alone
@@ -130,7 +132,11 @@ def punctuation_ids(tokenizer, kind: str) -> set[int]:
     - `colbert`: the first piece of each ASCII symbol. In XLM-R these are `▁` and symbols after a space; those attached
       to a word stay. The released checkpoint was trained so.
     - `pylate`: the bare ASCII symbols, and `<unk>` if the vocabulary lacks one of them.
+
+    A tuple lists the tokens themselves, for checkpoints that leave out others.
     """
+    if isinstance(kind, tuple):
+        return {tokenizer.convert_tokens_to_ids(token) for token in kind}
     if kind == "colbert":
         return {tokenizer.encode(symbol, add_special_tokens=False)[0] for symbol in string.punctuation}
     if kind == "pylate":
