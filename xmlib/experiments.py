@@ -10,11 +10,13 @@ Systems and languages are independent, so they are worked on side by side, one p
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
 from xmlib import notebook, processes, stages, systems
+from xmlib.data.collection import Collection
 from xmlib.data.sources import open_collection
 from xmlib.evaluation import Run, evaluate, result_rows
 from xmlib.systems import System
@@ -48,6 +50,7 @@ def score_all(
     """
     origin = dict(seed=seed, profile=profile, device=notebook.device_name(), commit=stages.commit())
     tasks = [(system, *place, k, tuple(metrics), queries, keep, origin) for place in places for system in rows]
+    _opened.cache_clear()
     done = processes.each(_score, tasks, title, "ranking")
     values = {(task[0].name, *task[1:3]): found for task, (_, found) in zip(tasks, done, strict=True)}
     return Scores(pd.concat([cells for cells, _ in done], ignore_index=True), values)
@@ -55,13 +58,14 @@ def score_all(
 
 def index_all(system: System, places: Sequence[Place], title: str = "index") -> list[Path]:
     """The folders of `systems.index` for one system and every place."""
+    _opened.cache_clear()
     return processes.each(_index, [(system, *place) for place in places], title, "index")
 
 
 def _score(
     system: System, source: str, lang: str, k: int, metrics: Sequence[str], queries: int, keep: bool, origin: dict
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    collection = systems.some_queries(open_collection(source, lang), queries)
+    collection = systems.some_queries(_opened(source, lang), queries)
     began = time.perf_counter()
     if keep:
         folder = systems.ranking(system, collection, k, progress=False)
@@ -75,4 +79,9 @@ def _score(
 
 
 def _index(system: System, source: str, lang: str) -> Path:
-    return systems.index(system, open_collection(source, lang), progress=False)
+    return systems.index(system, _opened(source, lang), progress=False)
+
+
+@lru_cache(maxsize=1)  # tasks come language by language; a folder may change between calls, which forget it
+def _opened(source: str, lang: str) -> Collection:
+    return open_collection(source, lang)
