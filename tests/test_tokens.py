@@ -131,7 +131,7 @@ def test_pieces_are_what_the_tokenizer_returns_whatever_it_was_last_called_with(
     cut = pieces(tokenizer, TEXTS)
     rows = [cut.ids_T[first:last].tolist() for first, last in zip(cut.offsets_B1, cut.offsets_B1[1:], strict=False)]
     assert rows == tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
-    assert cut.ids_T.dtype == np.uint16 and len(cut) == len(TEXTS)
+    assert len(cut) == len(TEXTS)
     assert len(pieces(tokenizer, [])) == 0
 
 
@@ -156,7 +156,7 @@ def test_a_file_of_pieces_opens_as_they_were_and_goes_to_another_process_by_name
     write_pieces(tmp_path, tokenizer, TEXTS, some=2)
     opened = open_pieces(tmp_path)
     assert same(opened, pieces(tokenizer, TEXTS))
-    assert isinstance(opened.ids_T, np.memmap)
+    assert isinstance(opened.ids_T, np.memmap) and opened.ids_T.itemsize == 2
     carried = pickle.dumps(opened)
     assert len(carried) < 500 and same(pickle.loads(carried), opened)
     assert same(pickle.loads(pickle.dumps(opened[1:3])), opened[1:3])

@@ -16,6 +16,7 @@ checkpoints: `roberta.*` and `linear.weight`. A plain model opens any folder or 
 Axes:  A queries · B passages · S query tokens · T tokens · H embedding
 """
 
+import copy
 import inspect
 import json
 import os
@@ -39,7 +40,7 @@ from xmlib.tokens import SINGLE_VECTOR, Layout, Pieces, Tokens, stream, tokenize
 POOLING = ("mean", "max", "cls")
 SIMILARITIES = ("cosine", "dot")
 METADATA = "xmlib.json"
-BATCH_TOKENS = {"cpu": 4096, "cuda": 1 << 16}  # encoded at once, unless told
+BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # at once, unless told: little for a cache, much for a GPU
 
 
 class Retriever:
@@ -165,6 +166,16 @@ class Modular(Retriever, XmodPreTrainedModel):
         self.requires_grad_(True)
         xmod.freeze_for_finetuning(self.roberta)
         return self.train()
+
+    def lowered(self, precision: str) -> "Modular":
+        """A twin for encoding on a CPU, whose encoder computes in "bfloat16" or "int8": see `xmod.lowered`.
+
+        Faster and near, not the same: over the demo's passages int8 takes 8 to 31 % less time by language and finds
+        94 % of the same ten best passages, at the same MRR. So nothing uses it unasked.
+        """
+        twin = copy.copy(self)
+        twin._modules = self._modules | {"roberta": xmod.lowered(self.roberta, precision)}
+        return twin
 
     def hidden(self, tokens: Tokens, langs: str | Sequence[str], wanted_T: np.ndarray | None = None) -> torch.Tensor:
         masks = (None if mask is None else torch.from_numpy(mask) for mask in (tokens.attended_T, wanted_T))
@@ -326,11 +337,13 @@ class SingleVector(Retriever):
 
     def vectors(self, tokens: Tokens, langs: str | Sequence[str]) -> torch.Tensor:
         """One vector per text, Eq. 9, of unit length where cosines are wanted. Returns (B, H), float32."""
-        hidden_TH = self.hidden(tokens, langs).float()
-        lengths_B = torch.from_numpy(tokens.lengths_B).to(hidden_TH.device)
         if self.pooling == "cls":
-            pooled_BH = hidden_TH[lengths_B.cumsum(0) - lengths_B]
+            first_T = np.zeros(len(tokens.ids_T), dtype=bool)
+            first_T[tokens.offsets_B1[:-1]] = True
+            pooled_BH = self.hidden(tokens, langs, first_T).float()
         else:
+            hidden_TH = self.hidden(tokens, langs).float()
+            lengths_B = torch.from_numpy(tokens.lengths_B).to(hidden_TH.device)
             pooled_BH = torch.segment_reduce(hidden_TH, self.pooling, lengths=lengths_B, axis=0)
         return F.normalize(pooled_BH, dim=-1) if self.similarity == "cosine" else pooled_BH
 

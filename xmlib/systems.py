@@ -51,7 +51,9 @@ class System:
     adapters: str | None = None  # the language whose adapters all text is routed through; None: its own
     engine: str = "plaid"
     depth: int = 1000  # results of BM25 that a cross-encoder re-ranks
-    settings: dict = field(default_factory=dict)  # arguments with which the class of this kind opens the checkpoint
+    # Arguments with which the class of this kind opens the checkpoint. "precision" makes a retriever over X-MOD encode
+    # with "int8" or "bfloat16" on a CPU: `Modular.lowered`.
+    settings: dict = field(default_factory=dict)
     made: str = ""  # how the checkpoint was made, if that was here and in miniature; empty for a published one
 
     def __post_init__(self):
@@ -258,7 +260,10 @@ def _open(kind: str, checkpoint: Path | str, settings: tuple):
     retrievers = (models.BiEncoder, models.DprXM, models.Colbert, models.ColbertXM)
     classes = crossencoders.KINDS | {cls.kind: cls for cls in retrievers}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return classes[kind].open(checkpoint, **dict(settings)).to(device)
+    settings = dict(settings)
+    precision = settings.pop("precision", None)
+    model = classes[kind].open(checkpoint, **settings).to(device)
+    return model.lowered(precision) if precision else model
 
 
 @lru_cache

@@ -170,7 +170,7 @@ def pieces(tokenizer, texts: Sequence[str] | Pieces) -> Pieces:
         rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
     offsets_B1 = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     ids = itertools.chain.from_iterable(rows)
-    return Pieces(np.fromiter(ids, dtype=_id_type(tokenizer), count=offsets_B1[-1]), offsets_B1)
+    return Pieces(np.fromiter(ids, dtype=np.uint32, count=offsets_B1[-1]), offsets_B1)
 
 
 def write_pieces(
@@ -181,7 +181,7 @@ def write_pieces(
     `ids` holds 2 bytes a token, 4 if the vocabulary needs them, and `offsets` where each text begins. Offsets are
     written behind the ids they point at, so they say themselves how far it came: there is no other note of progress.
     """
-    dtype = np.dtype(_id_type(tokenizer))
+    dtype = np.dtype("<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
     with open(folder / f"ids.u{dtype.itemsize}", "ab") as ids, open(folder / "offsets", "a+b") as offsets:
         offsets.seek(0)
         found = np.frombuffer(offsets.read(), dtype="<i8", count=offsets.tell() // 8)
@@ -194,7 +194,7 @@ def write_pieces(
         with tqdm(total=len(texts), initial=done, desc=progress, unit="text", disable=progress is None) as bar:
             for start in range(done, len(texts), some):
                 cut = pieces(tokenizer, texts[start : start + some])
-                ids.write(cut.ids_T.astype(dtype.newbyteorder("<")).tobytes())
+                ids.write(cut.ids_T.astype(dtype).tobytes())
                 ids.flush()
                 offsets.write((size + cut.offsets_B1[1:]).astype("<i8").tobytes())
                 offsets.flush()
@@ -272,10 +272,6 @@ def _scored_V(tokenizer, size: int, kind: str) -> np.ndarray:
     scored_V = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
     scored_V[list(punctuation_ids(tokenizer, kind))] = False
     return scored_V
-
-
-def _id_type(tokenizer) -> type:
-    return np.uint16 if max(tokenizer.get_vocab().values()) < 1 << 16 else np.uint32
 
 
 def _offsets(lengths_B: np.ndarray) -> np.ndarray:
