@@ -30,6 +30,7 @@ from xmlib.data.triples import Triples
 from xmlib.models import Retriever, SingleVector, compute_dtype
 from xmlib.scoring import inner, maxsim
 from xmlib.tokens import Tokens, concatenate
+from xmlib.xmod import sent
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def finetune(
         scores_AB = scale * batch_scores(model, q, d, triples.lang, chunk)
         if teacher_EN is None:
             return losses.total(scores_AB, own_negatives)
-        teacher_AN = torch.from_numpy(teacher_EN[rows]).to(scores_AB.device, non_blocking=True)
+        teacher_AN = sent(torch.from_numpy(teacher_EN[rows]), scores_AB.device)
         return losses.distilled(scores_AB, teacher_AN, distillation)
 
     title = f"fine-tune {model.kind}"
@@ -236,7 +237,7 @@ def batch_scores(
         longest = int(whole.lengths_B.max())
         mask_BL = _real(whole, longest)
         mask_BL[mask_BL.copy()] = whole.scored_T
-        mask = torch.from_numpy(mask_BL).to(vectors.device, non_blocking=True)
+        mask = sent(torch.from_numpy(mask_BL), vectors.device)
         padded.append((_gathered(_pad(part_TH, tokens, longest)), mask))
     (q_ASH, q_mask_AS), (d_BTH, d_mask_BT) = padded
     return maxsim(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
@@ -313,7 +314,7 @@ def _real(tokens: Tokens, longest: int) -> np.ndarray:
 
 def _pad(vectors_TH: torch.Tensor, tokens: Tokens, longest: int) -> torch.Tensor:
     """Packed vectors of texts → (texts, longest, H) with zeros behind."""
-    slot_T = torch.from_numpy(_real(tokens, longest).ravel().nonzero()[0]).to(vectors_TH.device, non_blocking=True)
+    slot_T = sent(torch.from_numpy(_real(tokens, longest).ravel().nonzero()[0]), vectors_TH.device)
     padded = vectors_TH.new_zeros(len(tokens) * longest, vectors_TH.shape[1])
     return padded.index_copy(0, slot_T, vectors_TH).view(len(tokens), longest, -1)
 
