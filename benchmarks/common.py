@@ -1,6 +1,7 @@
 """What the benchmarks share: the model and its texts, alternating rounds of timing, and the report."""
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ from xmlib.paths import RUNS
 
 PADDING = 1
 FIRST_TOKEN = 4  # ids below are special
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # the second counts all threads of this process
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -34,6 +36,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of weights and texts")
     parser.add_argument("--device", default=device, help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch, on a CPU")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine with other work")
     parser.add_argument("--out", type=Path, default=RUNS / "benchmarks", help="folder of the JSON file")
     return parser
 
@@ -113,17 +116,28 @@ def sentence_transformer(model: XmodModel) -> Callable | None:
     return encode
 
 
-def alternate(systems: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def version(package: str) -> str:
+    """Of an installed package, or that it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def alternate(
+    systems: dict[str, Callable], rounds: int, device: torch.device, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Seconds of every call, the systems taking turns; the first round warms up and is left out."""
+    now = CLOCKS[clock]
     seconds = {name: [] for name in systems}
     for number in range(rounds + 1):
         for name, call in systems.items():
             synchronize(device)
-            began = time.perf_counter()
+            began = now()
             call()
             synchronize(device)
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(now() - began)
     return seconds
 
 

@@ -48,7 +48,9 @@ def main() -> None:
 
     tasks = {f"{len(passages)} passages": passages, "1 query": questions[:1]}
     timings = {
-        task: common.alternate({name: lambda f=f, t=texts: f(t) for name, f in systems.items()}, options.rounds, device)
+        task: common.alternate(
+            {name: lambda f=f, t=texts: f(t) for name, f in systems.items()}, options.rounds, device, options.clock
+        )
         for task, texts in tasks.items()
     }
     hidden = {name: [f(passages), f(questions)] for name, f in systems.items()}
@@ -76,9 +78,12 @@ def main() -> None:
         rate = common.product_rate(device)
         for row in rows:
             row["MFU, %"] = 100 * row["tokens/s"] * common.forward_flops(model) / rate
-    common.report(
-        "encoder", options, rows, {"passage tokens": sum(map(len, passages)), "longest": max(map(len, passages))}
-    )
+    facts = {
+        "sentence-transformers": common.version("sentence-transformers"),
+        "passage tokens": sum(map(len, passages)),
+        "longest": max(map(len, passages)),
+    }
+    common.report("encoder", options, rows, facts)
 
 
 def encoders(model: XmodModel, options: argparse.Namespace) -> dict:

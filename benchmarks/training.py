@@ -51,7 +51,7 @@ def main() -> None:
     steps = {"XmodModel": stock_steps(options, batches), "xmlib": our_steps(options, batches)}
     recorded = {name: [] for name in steps}
     calls = {name: lambda n=name, s=iterator: recorded[n].append(next(s)) for name, iterator in steps.items()}
-    seconds = common.alternate(calls, options.rounds, device)
+    seconds = common.alternate(calls, options.rounds, device, options.clock)
     if device.type == "cuda":
         energy = {name: energy_of_steps(maker(options, batches), options, device) for name, maker in MAKERS.items()}
     tokens = np.mean([len(q.ids_T) + len(d.ids_T) for q, d in batches[1:]])

@@ -124,6 +124,17 @@ def test_bfloat16_keeps_the_ranking(colbert, monkeypatch):
     assert (best(q_ASH, full) == best(half_q_ASH, half)).all()
 
 
+@pytest.mark.parametrize("kind", [ColbertXM, DprXM])
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_a_lowered_twin_encodes_nearly_the_same_and_leaves_the_model_as_it_is(kind, precision):
+    model = toys.model(kind, layout=LAYOUT)
+    vectors = [getattr(m.encode_passages(TEXTS, "sw"), "vectors_TH", m.encode_passages(TEXTS, "sw")) for m in
+               (model, model.lowered(precision), model)]  # fmt: skip
+    before, lowered, after = (np.asarray(v, dtype=np.float32) for v in vectors)
+    assert (before * lowered).sum(1).min() > 0.99
+    assert not np.array_equal(before, lowered) and np.array_equal(before, after)
+
+
 def test_the_cpu_computes_in_bfloat16_only_where_it_has_units_for_it(monkeypatch):
     for amx, avx, expected in (
         (True, False, torch.bfloat16),

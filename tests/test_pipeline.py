@@ -163,3 +163,15 @@ def test_both_retrievers_are_trained_side_by_side(train, capsys):
     said = capsys.readouterr().out
     assert f"building {colbert.name}" in said
     assert f"found {dpr.name}" in said or processes.cores() == 1  # another process built it meanwhile
+
+
+def test_two_processes_make_the_model_that_one_makes(train):
+    train = dataclasses.replace(train, steps=6)
+    one = train.colbert
+    alone = safetensors.numpy.load_file(one / "model.safetensors")
+    shutil.rmtree(one)
+    folder = dataclasses.replace(train, processes=2).colbert
+    assert folder == one and len(pipeline.read_log(folder)) == 6
+    both = safetensors.numpy.load_file(folder / "model.safetensors")
+    for name, array in alone.items():
+        np.testing.assert_allclose(both[name], array, atol=2e-4, err_msg=name)

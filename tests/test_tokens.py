@@ -1,5 +1,8 @@
 """What the encoder sees: the clean layout, the released checkpoint's, and three ways to leave punctuation out."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,10 +13,15 @@ from xmlib.tokens import (
     RELEASED,
     SINGLE_VECTOR,
     Layout,
+    Pieces,
     concatenate,
+    open_pieces,
+    pieces,
     punctuation_ids,
     tokenize_passages,
     tokenize_queries,
+    tokenizer_identity,
+    write_pieces,
 )
 
 
@@ -107,3 +115,86 @@ def test_bad_values_raise_with_the_choices():
         Layout(mask_punctuation="some")
     with pytest.raises(ValueError, match="query_length is 3"):
         Layout(query_length=3)
+
+
+# --- pieces
+
+TEXTS = ["hello world", "", "the old bridge , north .", "a", "where is the river ? " * 9]
+
+
+def same(one: Pieces, two: Pieces) -> bool:
+    return np.array_equal(one.ids_T, two.ids_T) and np.array_equal(one.offsets_B1, two.offsets_B1)
+
+
+def test_pieces_are_what_the_tokenizer_returns_whatever_it_was_last_called_with(tokenizer):
+    tokenizer(TEXTS, truncation=True, max_length=4, padding=True)
+    cut = pieces(tokenizer, TEXTS)
+    rows = [cut.ids_T[first:last].tolist() for first, last in zip(cut.offsets_B1, cut.offsets_B1[1:], strict=False)]
+    assert rows == tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert len(cut) == len(TEXTS)
+    assert len(pieces(tokenizer, [])) == 0
+
+
+@pytest.mark.parametrize("layout", [Layout(query_length=12, passage_length=20), RELEASED, SINGLE_VECTOR])
+def test_every_layout_makes_the_same_of_pieces_as_of_texts(tokenizer, layout):
+    cut = pieces(tokenizer, TEXTS)
+    for tokenize in (tokenize_queries, tokenize_passages):
+        one, two = tokenize(tokenizer, TEXTS, layout), tokenize(tokenizer, cut, layout)
+        assert np.array_equal(one.ids_T, two.ids_T) and np.array_equal(one.scored_T, two.scored_T)
+        assert np.array_equal(one.offsets_B1, two.offsets_B1)
+        one, two = tokenize(tokenizer, [TEXTS[2], TEXTS[0]], layout), tokenize(tokenizer, cut[np.array([2, 0])], layout)
+        assert np.array_equal(one.ids_T, two.ids_T)
+
+
+def test_slices_of_pieces_are_those_of_the_texts(tokenizer):
+    cut = pieces(tokenizer, TEXTS)
+    for texts in (slice(1, 4), slice(3, None), slice(0, 0), slice(4, 2), slice(None, None, 2)):
+        assert same(cut[texts], pieces(tokenizer, TEXTS[texts]))
+
+
+def test_a_file_of_pieces_opens_as_they_were_and_goes_to_another_process_by_name(tokenizer, tmp_path):
+    write_pieces(tmp_path, tokenizer, TEXTS, some=2)
+    opened = open_pieces(tmp_path)
+    assert same(opened, pieces(tokenizer, TEXTS))
+    assert isinstance(opened.ids_T, np.memmap) and opened.ids_T.itemsize == 2
+    carried = pickle.dumps(opened)
+    assert len(carried) < 500 and same(pickle.loads(carried), opened)
+    assert same(pickle.loads(pickle.dumps(opened[1:3])), opened[1:3])
+
+
+@pytest.mark.parametrize("lost", ["half of an offset", "half of an id", "ids that offsets point at"])
+def test_a_file_of_pieces_that_was_cut_off_is_gone_on_with(tokenizer, tmp_path, lost):
+    class Killed(list):
+        def __getitem__(self, texts):
+            if texts.start >= 4:
+                raise KeyboardInterrupt
+            return super().__getitem__(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pieces(tmp_path, tokenizer, Killed(TEXTS), some=2)
+    if lost == "half of an offset":
+        (tmp_path / "offsets").write_bytes((tmp_path / "offsets").read_bytes() + b"half")
+    elif lost == "half of an id":
+        (tmp_path / "ids.u2").write_bytes((tmp_path / "ids.u2").read_bytes() + b"h")
+    else:
+        (tmp_path / "ids.u2").write_bytes((tmp_path / "ids.u2").read_bytes()[:7])
+    write_pieces(tmp_path, tokenizer, TEXTS, some=2)
+    assert same(open_pieces(tmp_path), pieces(tokenizer, TEXTS))
+    write_pieces(tmp_path, tokenizer, TEXTS, some=2)  # there is nothing left to do
+    assert same(open_pieces(tmp_path), pieces(tokenizer, TEXTS))
+
+
+def test_a_damaged_file_of_pieces_says_so(tokenizer, tmp_path):
+    write_pieces(tmp_path, tokenizer, TEXTS)
+    (tmp_path / "ids.u2").write_bytes(b"xx")
+    with pytest.raises(ValueError, match=r"ids\.u2 is damaged: 2 bytes for \d+ tokens of 2"):
+        open_pieces(tmp_path)
+
+
+def test_a_tokenizer_is_told_from_another_by_what_it_does_and_not_by_its_last_call(tokenizer):
+    before = tokenizer_identity(tokenizer)
+    tokenizer(TEXTS, truncation=True, max_length=4)
+    assert tokenizer_identity(tokenizer) == before
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["▁new_word"])
+    assert tokenizer_identity(other) != before

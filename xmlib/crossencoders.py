@@ -147,9 +147,11 @@ class MonoXM(Classifier):
 
     def logits(self, pairs: list[Pair], lang: str) -> torch.Tensor:
         tokens = stream([pair["input_ids"] for pair in pairs])
-        hidden_TH = xmod.encode(self.model.roberta, torch.from_numpy(tokens.ids_T), tokens.lengths_B.tolist(), lang)
-        first_N1H = hidden_TH[torch.from_numpy(tokens.offsets_B1[:-1]).to(hidden_TH.device), None]
-        return self._odds(self.model.classifier(first_N1H))  # the head looks at <s> alone
+        first_T = torch.zeros(len(tokens.ids_T), dtype=torch.bool)
+        first_T[torch.from_numpy(tokens.offsets_B1[:-1])] = True
+        ids_T, lengths = torch.from_numpy(tokens.ids_T), tokens.lengths_B.tolist()
+        first_NH = xmod.encode(self.model.roberta, ids_T, lengths, lang, wanted_T=first_T)
+        return self._odds(self.model.classifier(first_NH[:, None]))  # the head looks at <s> alone
 
     def prepare_for_finetuning(self) -> None:
         """Embeddings and adapters are frozen, as in ColBERT-XM (§3.2)."""

@@ -9,11 +9,13 @@ Systems and languages are independent, so they are worked on side by side, one p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
 from xmlib import carbon, notebook, processes, stages, systems
+from xmlib.data.collection import Collection
 from xmlib.data.sources import open_collection
 from xmlib.evaluation import Run, evaluate, result_rows
 from xmlib.systems import System
@@ -50,6 +52,7 @@ def score_all(
     tasks = [
         (system, *place, k, tuple(metrics), queries, max_passages, keep, origin) for place in places for system in rows
     ]
+    _opened.cache_clear()
     done = processes.each(_score, tasks, title, "ranking")
     values = {(task[0].name, *task[1:3]): found for task, (_, found) in zip(tasks, done, strict=True)}
     return Scores(pd.concat([cells for cells, _ in done], ignore_index=True), values)
@@ -57,6 +60,7 @@ def score_all(
 
 def index_all(system: System, places: Sequence[Place], max_passages: int = 0, title: str = "index") -> list[Path]:
     """The folders of `systems.index` for one system and every place."""
+    _opened.cache_clear()
     return processes.each(_index, [(system, *place, max_passages) for place in places], title, "index")
 
 
@@ -71,7 +75,7 @@ def _score(
     keep: bool,
     origin: dict,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    collection = systems.some_queries(open_collection(source, lang, max_passages=max_passages), queries)
+    collection = systems.some_queries(_opened(source, lang, max_passages), queries)
     if keep:
         folder = systems.ranking(system, collection, k, progress=False)
         run = Run.load(folder / systems.RUN_FILE)
@@ -86,4 +90,9 @@ def _score(
 
 
 def _index(system: System, source: str, lang: str, max_passages: int) -> Path:
-    return systems.index(system, open_collection(source, lang, max_passages=max_passages), progress=False)
+    return systems.index(system, _opened(source, lang, max_passages), progress=False)
+
+
+@lru_cache(maxsize=1)  # tasks come language by language; a folder may change between calls, which forget it
+def _opened(source: str, lang: str, max_passages: int) -> Collection:
+    return open_collection(source, lang, max_passages=max_passages)

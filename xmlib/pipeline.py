@@ -81,6 +81,7 @@ class Training:
     dpr_rate: float = 1e-3
     dpr_scale: float = 20.0  # of the cosine inside the softmax
     seed: int = 42
+    processes: int = 1  # that fine-tune a model together, each on a GPU of its own
     progress: bool = True
 
     def __post_init__(self):
@@ -233,14 +234,19 @@ class Training:
 
     @property
     def _colbert_settings(self) -> dict:
-        return dict(own_negatives=self.own_negatives, progress=self.progress, dim=self.dim)
+        return dict(own_negatives=self.own_negatives, dim=self.dim, **self._running)
+
+    @property
+    def _running(self) -> dict:
+        """How fine-tuning is run: no part of what comes out."""
+        return dict(progress=self.progress, processes=self.processes)
 
     @cached_property
     def dpr(self) -> Path:
         """DPR-XM, on the same examples."""
         recipe = Recipe(self.dpr_steps, self.batch_size, self.dpr_rate, seed=self.seed)
         layout = replace(SINGLE_VECTOR, query_length=self.dpr_length, passage_length=self.dpr_length)
-        settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, progress=self.progress)
+        settings = dict(scale=self.dpr_scale, own_negatives=self.own_negatives, **self._running)
         examples = self.examples_for(self.dpr_steps)
         return finetuned("dpr-xm", self.encoder, examples, recipe, layout, **settings, pooling=self.pooling)
 
@@ -392,6 +398,7 @@ def finetuned(
     own_negatives: bool = True,
     scale: float = 1.0,
     progress: bool = True,
+    processes: int = 1,
     stop: int | None = None,
     after: Path | None = None,
     **sizes,
@@ -401,7 +408,8 @@ def finetuned(
     Of tuples the teacher's scores are distilled (KL divergence), of triples Eq. 6 is minimised.
     `sizes`: `dim` of the token vectors for ColBERT-XM, `pooling` for DPR-XM. With `stop` the run is broken off after
     so many of the recipe's steps and keeps its checkpoint; a later stop of the same run goes on from there, if it gets
-    that folder as `after`. Where it starts from never changes the result.
+    that folder as `after`. Where it starts from never changes the result, nor do `processes` of this machine that
+    share every batch, but for rounding.
     """
     settings = {"own_negatives": own_negatives, "scale": scale, **sizes}
     if stop is not None and stop < recipe.steps:
@@ -416,19 +424,34 @@ def finetuned(
     }
 
     def build(folder: Path) -> None:
-        torch.manual_seed(recipe.seed)  # the projection starts at random
-        classes = {"colbert-xm": ColbertXM, "dpr-xm": DprXM}
-        model = classes[kind].from_encoder(encoder, layout=layout, **sizes).to(device())
         checkpoint = folder / CHECKPOINT
         if after is not None and (after / CHECKPOINT).exists() and not checkpoint.exists():
             shutil.copyfile(after / CHECKPOINT, checkpoint)
-        loop = training.finetune(model, examples, recipe, checkpoint, own_negatives, scale, progress)
-        finish(loop, folder, stop)
-        model.record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
-        model.record["encoder"] = inputs["encoder"]
-        model.save(folder)
+        losses = dict(own_negatives=own_negatives, scale=scale, progress=progress)
+        record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
+        start = dict(layout=layout, record=record | {"encoder": inputs["encoder"]}, **sizes)
+        training.together(processes, _finetune, folder, kind, encoder, start, examples, recipe, losses, stop)
 
     return stage(RUNS / "models", kind, 1, inputs, build)
+
+
+def _finetune(
+    folder: Path,
+    kind: str,
+    encoder: Path | str,
+    start: dict,
+    examples: Triples | Tuples,
+    recipe: Recipe,
+    losses: dict,
+    stop: int | None,
+) -> None:
+    """What every process of a group does; the first writes the folder."""
+    torch.manual_seed(recipe.seed)  # the projection starts at random
+    classes = {"colbert-xm": ColbertXM, "dpr-xm": DprXM}
+    model = classes[kind].from_encoder(encoder, **start).to(device())
+    finish(training.finetune(model, examples, recipe, folder / CHECKPOINT, **losses), folder, stop)
+    if training.is_first():
+        model.save(folder)
 
 
 def read_log(folder: Path) -> pd.DataFrame:
@@ -440,6 +463,8 @@ def finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
     """Do what is left of a training run, under the meter, and write its log beside the model."""
     with Meter() as meter:
         log = loop.run(stop)
+    if not training.is_first():
+        return
     meter.save(folder)
     pd.DataFrame(log).to_csv(folder / LOG, index=False)
     if loop.step == loop.recipe.steps:

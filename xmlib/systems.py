@@ -27,6 +27,7 @@ from xmlib.index import analysis
 from xmlib.languages import TRAINING_LANGUAGE
 from xmlib.paths import RUNS
 from xmlib.stages import RECORD, fingerprint, stage
+from xmlib.tokens import Pieces, open_pieces, tokenizer_identity, write_pieces
 
 KINDS = {  # what runs a system → how it is called in the paper's tables
     "bm25": "lexical",
@@ -53,7 +54,9 @@ class System:
     adapters: str | None = None  # the language whose adapters all text is routed through; None: its own
     engine: str = "plaid"
     depth: int = 1000  # results of BM25 that a cross-encoder re-ranks
-    settings: dict = field(default_factory=dict)  # arguments with which the class of this kind opens the checkpoint
+    # Arguments with which the class of this kind opens the checkpoint. "precision" makes a retriever over X-MOD encode
+    # with "int8" or "bfloat16" on a CPU: `Modular.lowered`.
+    settings: dict = field(default_factory=dict)
     made: str = ""  # how the checkpoint was made, if that was here and in miniature; empty for a published one
 
     def __post_init__(self):
@@ -232,6 +235,21 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
     return stage(RUNS / "indexes", f"{system.kind}-{collection.lang}", 1, inputs, build, print if progress else _silent)
 
 
+def pieces_of(model, texts: Sequence[str], key: str, lang: str, progress: bool = True) -> Sequence[str] | Pieces:
+    """`texts`, whose fingerprint is `key`, cut by the model's tokenizer: the stage of a memory-mapped file.
+
+    One file serves every model with the same tokenizer. Models that cannot read it get the texts as they are.
+    """
+    if model.layout is None or model.passage_prefix or not model.tokenizer.is_fast:
+        return texts
+
+    def build(folder: Path) -> None:
+        write_pieces(folder, model.tokenizer, texts, f"tokenize {lang}" if progress else None)
+
+    inputs = {"texts": key, "tokenizer": tokenizer_identity(model.tokenizer)}
+    return open_pieces(stage(RUNS / "tokens", f"tokens-{lang}", 1, inputs, build, print if progress else _silent))
+
+
 def open_index(system: System, folder: Path):
     """The index below a stage's folder, ready to search."""
     if system.kind == "bm25":
@@ -253,7 +271,10 @@ def _open(kind: str, checkpoint: Path | str, settings: tuple):
     retrievers = (models.BiEncoder, models.DprXM, models.Colbert, models.ColbertXM)
     classes = crossencoders.KINDS | {cls.kind: cls for cls in retrievers}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return classes[kind].open(checkpoint, **dict(settings)).to(device)
+    settings = dict(settings)
+    precision = settings.pop("precision", None)
+    model = classes[kind].open(checkpoint, **settings).to(device)
+    return model.lowered(precision) if precision else model
 
 
 @lru_cache
@@ -282,10 +303,12 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
         BM25.build(folder, collection, **system.settings)
         return
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
+    texts = pieces_of(model, collection.passages.texts, collection.passages.fingerprint, collection.lang, progress)
 
     def chunks(start: int, stop: int):
-        texts = [collection.passages.text(position) for position in range(start, stop)]
-        return model.encode_passages(texts, lang, progress=f"encode {collection.lang}" if progress else None)
+        return model.encode_passages(
+            texts[start:stop], lang, progress=f"encode {collection.lang}" if progress else None
+        )
 
     origin = {"model": identity(system.model), "lang": lang, "collection": collection.passages.fingerprint}
     _vector_index(system).build(folder, chunks, list(collection.passages.ids), origin)

@@ -6,15 +6,22 @@
 Eq. 5 leaves out [SEP]; the released code and this one keep it. In an XLM-R vocabulary [CLS] is `<s>`, [SEP] is `</s>`
 and [M] is `<mask>`. `Layout()` is the clean layout of models trained here; `RELEASED` is the one that the published
 checkpoint `antoinelouis/colbert-xm` was trained with, whose two markers are both `<unk>` and are followed by a dot.
+
+What a tokenizer makes of a text does not depend on the layout: those are its `Pieces`. They can be kept in a file
+(`write_pieces`), from which training and every system with the same tokenizer read them without tokenizing again.
 """
 
+import hashlib
+import itertools
 import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 PUNCTUATION = ("none", "unicode", "colbert", "pylate")
 
@@ -75,12 +82,38 @@ class Tokens:
 
     def take(self, texts: Sequence[int]) -> "Tokens":
         """The stream of these texts alone, in the order given."""
-        texts = np.asarray(texts, dtype=np.int64)
-        lengths = self.lengths_B[texts]
-        offsets = np.concatenate([[0], lengths.cumsum()])
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets_B1[texts] - offsets[:-1], lengths)
+        rows, offsets = _runs(self.offsets_B1, np.asarray(texts, dtype=np.int64))
         attended = None if self.attended_T is None else self.attended_T[rows]
         return Tokens(self.ids_T[rows], offsets, self.scored_T[rows], attended)
+
+
+@dataclass(frozen=True)
+class Pieces(Sequence):
+    """Texts as a tokenizer cuts them, without markers and at full length. May be mapped from a file.
+
+    Text b is `ids_T[offsets_B1[b] : offsets_B1[b + 1]]`.
+    """
+
+    ids_T: np.ndarray  # uint16 or uint32
+    offsets_B1: np.ndarray  # int64
+    folder: Path | None = None  # from which they are mapped: what another process gets instead of a copy
+
+    def __len__(self) -> int:
+        return len(self.offsets_B1) - 1
+
+    def __getitem__(self, texts) -> "Pieces":
+        """Those of some texts: a slice, which stays a view of the file, or an array of positions."""
+        if isinstance(texts, slice):
+            start, stop, step = texts.indices(len(self))
+            if step == 1:
+                offsets_B1 = np.asarray(self.offsets_B1[start : max(start, stop) + 1])
+                return Pieces(self.ids_T[offsets_B1[0] : offsets_B1[-1]], offsets_B1 - offsets_B1[0])
+            texts = np.arange(start, stop, step)
+        rows, offsets_B1 = _runs(self.offsets_B1, np.atleast_1d(texts))
+        return Pieces(self.ids_T[rows], offsets_B1)
+
+    def __reduce__(self):
+        return (Pieces, (self.ids_T, self.offsets_B1)) if self.folder is None else (open_pieces, (self.folder,))
 
 
 def concatenate(*streams: Tokens) -> Tokens:
@@ -103,25 +136,92 @@ def stream(rows: list[list[int]]) -> Tokens:
     return Tokens(ids, offsets, np.ones(len(ids), dtype=bool))
 
 
-def tokenize_queries(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens:
+def tokenize_queries(tokenizer, texts: Sequence[str] | Pieces, layout: Layout) -> Tokens:
     """Queries as the encoder sees them. Every token counts in MaxSim, punctuation and [M] too, as in colbert-ai."""
-    rows = _wrap(tokenizer, texts, layout.query_marker, layout.legacy_prefix, layout.query_length)
-    real = [len(row) for row in rows]
-    if layout.augment_queries:
-        rows = [row + [tokenizer.mask_token_id] * (layout.query_length - len(row)) for row in rows]
-    tokens = stream(rows)
-    if layout.attend_to_mask_tokens or not layout.augment_queries:
+    tokens = _wrap(tokenizer, texts, layout.query_marker, layout.legacy_prefix, layout.query_length)
+    if not layout.augment_queries:
         return tokens
-    attended_T = (np.arange(layout.query_length) < np.array(real, dtype=np.int64)[:, None]).ravel()
-    return replace(tokens, attended_T=attended_T)
+    real_AS = np.arange(layout.query_length) < tokens.lengths_B[:, None]
+    ids_AS = np.full(real_AS.shape, tokenizer.mask_token_id, dtype=np.int64)
+    ids_AS[real_AS] = tokens.ids_T
+    return Tokens(
+        ids_AS.ravel(),
+        layout.query_length * np.arange(len(texts) + 1),
+        np.ones(ids_AS.size, dtype=bool),
+        None if layout.attend_to_mask_tokens else real_AS.ravel(),
+    )
 
 
-def tokenize_passages(tokenizer, texts: Sequence[str], layout: Layout) -> Tokens:
+def tokenize_passages(tokenizer, texts: Sequence[str] | Pieces, layout: Layout) -> Tokens:
     """Passages as the encoder sees them, with punctuation left out of MaxSim as the layout says."""
-    rows = _wrap(tokenizer, texts, layout.passage_marker, layout.legacy_prefix, layout.passage_length)
-    tokens = stream(rows)
-    skipped = _skipped(tokenizer, layout.mask_punctuation, len(tokenizer))
-    return replace(tokens, scored_T=~np.isin(tokens.ids_T, skipped))
+    tokens = _wrap(tokenizer, texts, layout.passage_marker, layout.legacy_prefix, layout.passage_length)
+    return replace(tokens, scored_T=_scored_V(tokenizer, len(tokenizer), layout.mask_punctuation)[tokens.ids_T])
+
+
+def pieces(tokenizer, texts: Sequence[str] | Pieces) -> Pieces:
+    """Texts cut by a tokenizer of `transformers`, in memory. What is cut already is returned as it is."""
+    if isinstance(texts, Pieces):
+        return texts
+    if (
+        tokenizer.is_fast
+    ):  # straight from its core: `tokenizer(…)` first makes lists of masks and offsets, at twice the time
+        core = tokenizer.backend_tokenizer
+        core.no_truncation(), core.no_padding()
+        rows = [found.ids for found in core.encode_batch_fast(list(texts), add_special_tokens=False)]
+    else:
+        rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    offsets_B1 = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    ids = itertools.chain.from_iterable(rows)
+    return Pieces(np.fromiter(ids, dtype=np.uint32, count=offsets_B1[-1]), offsets_B1)
+
+
+def write_pieces(
+    folder: Path, tokenizer, texts: Sequence[str], progress: str | None = None, some: int = 50_000
+) -> None:
+    """Cut `texts` into files in `folder`, `some` at a time; a call that was cut off is gone on with.
+
+    `ids` holds 2 bytes a token, 4 if the vocabulary needs them, and `offsets` where each text begins. Offsets are
+    written behind the ids they point at, so they say themselves how far it came: there is no other note of progress.
+    """
+    dtype = np.dtype("<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
+    with open(folder / f"ids.u{dtype.itemsize}", "ab") as ids, open(folder / "offsets", "a+b") as offsets:
+        offsets.seek(0)
+        found = np.frombuffer(offsets.read(), dtype="<i8", count=offsets.tell() // 8)
+        found = found[found * dtype.itemsize <= ids.tell()]  # a machine that lost power may have kept the offsets alone
+        done, size = max(len(found) - 1, 0), int(found[-1]) if len(found) else 0
+        ids.truncate(size * dtype.itemsize)
+        offsets.truncate(8 * len(found))
+        if not len(found):
+            offsets.write(bytes(8))
+        with tqdm(total=len(texts), initial=done, desc=progress, unit="text", disable=progress is None) as bar:
+            for start in range(done, len(texts), some):
+                cut = pieces(tokenizer, texts[start : start + some])
+                ids.write(cut.ids_T.astype(dtype).tobytes())
+                ids.flush()
+                offsets.write((size + cut.offsets_B1[1:]).astype("<i8").tobytes())
+                offsets.flush()
+                size += len(cut.ids_T)
+                bar.update(len(cut))
+
+
+def open_pieces(folder: Path) -> Pieces:
+    """What `write_pieces` wrote, mapped and not read."""
+    (path,) = Path(folder).glob("ids.u?")
+    offsets_B1 = np.memmap(Path(folder) / "offsets", dtype="<i8", mode="r")
+    dtype = f"<{path.suffix[1:]}"
+    if path.stat().st_size != int(path.suffix[-1]) * offsets_B1[-1]:
+        raise ValueError(
+            f"{path} is damaged: {path.stat().st_size} bytes for {offsets_B1[-1]} tokens of {path.suffix[-1]}"
+        )
+    ids_T = np.memmap(path, dtype=dtype, mode="r") if offsets_B1[-1] else np.zeros(0, dtype)
+    return Pieces(ids_T, offsets_B1, Path(folder))
+
+
+def tokenizer_identity(tokenizer) -> str:
+    """SHA-256 of all that decides how a fast tokenizer cuts texts: vocabulary, model, normaliser."""
+    core = tokenizer.backend_tokenizer
+    core.no_truncation(), core.no_padding()
+    return hashlib.sha256(core.to_str().encode()).hexdigest()
 
 
 def punctuation_ids(tokenizer, kind: str | tuple[str, ...]) -> set[int]:
@@ -151,21 +251,42 @@ def punctuation_ids(tokenizer, kind: str | tuple[str, ...]) -> set[int]:
     return set()
 
 
-@lru_cache(maxsize=8)
-def _skipped(tokenizer, kind: str, size: int) -> np.ndarray:
-    """`punctuation_ids` as an array, found once: XLM-R's 250,000 pieces take a third of a second, and a batch less."""
-    return np.array(sorted(punctuation_ids(tokenizer, kind)), dtype=np.int64)
-
-
-def _wrap(tokenizer, texts: Sequence[str], marker: str | None, legacy_prefix: bool, length: int) -> list[list[int]]:
-    """Token ids of each text between [CLS], its marker and [SEP], cut to `length`."""
+def _wrap(tokenizer, texts: Sequence[str] | Pieces, marker: str | None, legacy_prefix: bool, length: int) -> Tokens:
+    """Each text between [CLS], its marker and [SEP], cut to `length`; every token scored."""
     head = [tokenizer.cls_token_id]
     if marker is not None:
         head.append(tokenizer.convert_tokens_to_ids(marker))  # <unk> where the vocabulary lacks it
     if legacy_prefix:
         head.append(tokenizer.convert_tokens_to_ids("."))
-    room = length - len(head) - 1
-    if not len(texts):
-        return []
-    pieces = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [[*head, *row[:room], tokenizer.sep_token_id] for row in pieces]
+    cut = pieces(tokenizer, texts)
+    kept_B = np.minimum(np.diff(cut.offsets_B1), length - len(head) - 1)
+    offsets_B1 = _offsets(kept_B + len(head) + 1)
+    ids_T = np.empty(offsets_B1[-1], dtype=np.int64)
+    inner_T = np.ones(len(ids_T), dtype=bool)
+    for rows, token in [(offsets_B1[:-1] + place, token) for place, token in enumerate(head)] + [
+        (offsets_B1[1:] - 1, tokenizer.sep_token_id)
+    ]:
+        ids_T[rows], inner_T[rows] = token, False
+    source_T = np.arange(kept_B.sum()) + np.repeat(cut.offsets_B1[:-1] - _offsets(kept_B)[:-1], kept_B)
+    ids_T[inner_T] = cut.ids_T[source_T]
+    return Tokens(ids_T, offsets_B1, np.ones(len(ids_T), dtype=bool))
+
+
+@lru_cache(maxsize=8)
+def _scored_V(tokenizer, size: int, kind: str) -> np.ndarray:
+    """By token id: whether it takes part in MaxSim. `size` tells a tokenizer from itself with more tokens."""
+    scored_V = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
+    scored_V[list(punctuation_ids(tokenizer, kind))] = False
+    return scored_V
+
+
+def _offsets(lengths_B: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
+
+
+def _runs(offsets_B1: np.ndarray, texts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of some texts, in the order asked for, and the offsets that pack them."""
+    starts_N = offsets_B1[texts_N]
+    lengths_N = offsets_B1[texts_N + 1] - starts_N
+    offsets_N1 = _offsets(lengths_N)
+    return np.arange(offsets_N1[-1]) + np.repeat(starts_N - offsets_N1[:-1], lengths_N), offsets_N1

@@ -4,13 +4,15 @@
 the linear warm-up and decay, gradient clipping, and a checkpoint file from which it goes on to the same weights, bit
 for bit on a CPU, because everything random in step i is seeded with (seed, i).
 
-Under `torchrun` every process encodes its share of a batch, gathers the vectors of all, computes the loss of the whole
-batch and lets the gradient through its own vectors alone. The sum over processes is then the gradient of the whole
-batch, with the in-batch negatives of other processes, as if one had done it all.
+In a group of processes, one per GPU, every process encodes its share of a batch, gathers the vectors of all, computes
+the loss of the whole batch and lets the gradient through its own vectors alone. The sum over processes is then the
+gradient of the whole batch, with the in-batch negatives of other processes, as if one had done it all. `together`
+starts such a group, from a notebook's cell as well; `torchrun` does on a command line, over several machines too.
 """
 
 import math
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from xmlib.data.triples import Triples, Tuples, batches
 from xmlib.models import Retriever, SingleVector, compute_dtype
 from xmlib.scoring import inner, maxsim
 from xmlib.tokens import Tokens, concatenate
+from xmlib.xmod import sent
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Loop:
         return self.log
 
     def _save(self) -> None:
-        if self.shared and _rank() > 0:
+        if self.shared and not is_first():
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         beside = self.checkpoint.with_name(self.checkpoint.name + ".partial")
@@ -216,11 +219,11 @@ def finetune(
         scores_AB = scale * batch_scores(model, q, d, triples.lang, chunk)
         if teacher_EN is None:
             return losses.total(scores_AB, own_negatives)
-        teacher_AN = torch.from_numpy(teacher_EN[rows]).to(scores_AB.device, non_blocking=True)
+        teacher_AN = sent(torch.from_numpy(teacher_EN[rows]), scores_AB.device)
         return losses.distilled(scores_AB, teacher_AN, distillation)
 
     title = f"fine-tune {model.kind}"
-    return Loop(model, loss_of, recipe, checkpoint, title, progress and _rank() == 0, accumulate, _processes() > 1)
+    return Loop(model, loss_of, recipe, checkpoint, title, progress and is_first(), accumulate, _processes() > 1)
 
 
 def batch_scores(
@@ -240,7 +243,7 @@ def batch_scores(
         longest = int(whole.lengths_B.max())
         mask_BL = _real(whole, longest)
         mask_BL[mask_BL.copy()] = whole.scored_T
-        mask = torch.from_numpy(mask_BL).to(vectors.device, non_blocking=True)
+        mask = sent(torch.from_numpy(mask_BL), vectors.device)
         padded.append((_gathered(_pad(part_TH, tokens, longest)), mask))
     (q_ASH, q_mask_AS), (d_BTH, d_mask_BT) = padded
     return maxsim(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
@@ -255,13 +258,51 @@ def _vectors(model: Retriever, tokens: Tokens, lang: str, chunk: int | None) -> 
     return torch.cat([recomputed(model.vectors, part, lang, use_reentrant=False) for part in parts])
 
 
+def together(processes: int, function: Callable, *arguments) -> None:
+    """`function(*arguments)` in each of so many processes of this machine, in a group; with one, right here.
+
+    Each has a GPU, or its share of this process's threads. Function and arguments must be picklable. An error in one of
+    them ends all and is raised here; so does an interrupt.
+    """
+    if processes == 1:
+        function(*arguments)
+        return
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise ValueError(f"{processes} processes need as many GPUs; there are {torch.cuda.device_count()}")
+    with tempfile.TemporaryDirectory() as folder:
+        threads = max(1, torch.get_num_threads() // processes)
+        settings = (processes, f"file://{folder}/group", threads, function, arguments)
+        group = torch.multiprocessing.spawn(_member, settings, processes, join=False)
+        try:
+            while not group.join():
+                pass
+        finally:
+            for process in group.processes:
+                process.terminate()  # after an interrupt; those that ended do not mind
+
+
+def _member(rank: int, processes: int, where: str, threads: int, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    _join(rank, init_method=where, rank=rank, world_size=processes)
+    function(*arguments)
+    dist.destroy_process_group()
+
+
 def join_processes() -> None:
     """Join the group of processes that `torchrun` started; without it, or when that was done, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        return
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        _join(int(os.environ["LOCAL_RANK"]))
+
+
+def _join(device: int, **group) -> None:
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **group)
+
+
+def is_first() -> bool:
+    """Whether this process writes what all of its group have computed."""
+    return _rank() == 0
 
 
 def batch_rows(examples: int, batch_size: int, step: int, seed: int) -> np.ndarray:
@@ -284,7 +325,7 @@ def _real(tokens: Tokens, longest: int) -> np.ndarray:
 
 def _pad(vectors_TH: torch.Tensor, tokens: Tokens, longest: int) -> torch.Tensor:
     """Packed vectors of texts → (texts, longest, H) with zeros behind."""
-    slot_T = torch.from_numpy(_real(tokens, longest).ravel().nonzero()[0]).to(vectors_TH.device, non_blocking=True)
+    slot_T = sent(torch.from_numpy(_real(tokens, longest).ravel().nonzero()[0]), vectors_TH.device)
     padded = vectors_TH.new_zeros(len(tokens) * longest, vectors_TH.shape[1])
     return padded.index_copy(0, slot_T, vectors_TH).view(len(tokens), longest, -1)
 

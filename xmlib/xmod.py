@@ -96,7 +96,7 @@ def pack(
         real = columns < lengths[members, None]
         rows = torch.where(real, starts[members, None] + columns, 0)
         keys = real if attended_T is None else real & attended_T[rows]
-        buckets.append(Bucket(tuple(rows.shape), None if keys.all() else keys.to(device)))
+        buckets.append(Bucket(tuple(rows.shape), None if keys.all() else sent(keys, device)))
         slot_T[rows[real]] = slots + real.flatten().nonzero().squeeze(1)
         rows_P.append(rows.flatten())
         slots += rows.numel()
@@ -111,7 +111,7 @@ def pack(
         kept_order = None if order is None else order[kept]
 
     def on_device(rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else rows.to(device, non_blocking=True)
+        return None if rows is None else sent(rows, device)
 
     return Packing(
         on_device(order),
@@ -157,7 +157,7 @@ def encode(
     device = embeddings.word_embeddings.weight.device
     masks = (None if mask is None else mask.cpu() for mask in (attended_T, wanted_T))
     packing = pack(lengths_B, [names[lang] for lang in langs_B], embeddings.padding_idx, *masks, device=device)
-    ids_T = ids_T.to(device)
+    ids_T = sent(ids_T, device)
     if packing.order_T is not None:
         ids_T = ids_T[packing.order_T]
     x_TH = embeddings.word_embeddings(ids_T) + embeddings.token_type_embeddings.weight[0]
@@ -170,6 +170,13 @@ def encode(
     if model.encoder.is_pre_norm:
         x_KH = model.encoder.LayerNorm(x_KH)
     return x_KH if packing.restore_K is None else x_KH[packing.restore_K]
+
+
+def sent(rows: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`rows` on `device`. A GPU takes them from pinned memory; from any other the host might have to wait for it."""
+    if torch.device(device).type == "cuda" and not rows.is_cuda:
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
 
 
 def lowered(model: XmodModel, precision: str) -> XmodModel:
