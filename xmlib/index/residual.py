@@ -15,6 +15,7 @@ Axes, used as suffixes:  T document tokens · C centroids · H embedding · R = 
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -217,11 +218,33 @@ def pack_codes(codes_T: np.ndarray, n_bits: int) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.uint8), *blocks])
 
 
+def pack_parts(parts: Iterable[np.ndarray], n_bits: int) -> Iterator[np.ndarray]:
+    """As pack_codes of all parts together, one part in memory at a time."""
+    rest = np.zeros(0, np.int32)
+    for part in parts:
+        codes = np.concatenate([rest, part])
+        whole = len(codes) // 8 * 8  # so many fill whole bytes
+        yield pack_codes(codes[:whole], n_bits)
+        rest = codes[whole:]
+    yield pack_codes(rest, n_bits)
+
+
 def unpack_codes(packed: np.ndarray, n_bits: int, T: int) -> np.ndarray:
     """The T codes in a string of bits, in the smallest unsigned type that holds them."""
-    codes_T = np.empty(T, np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32)
+    codes_T = np.empty(T, _code_type(n_bits))
     kernels.unpack(np.asarray(packed), n_bits, codes_T)
     return codes_T
+
+
+def unpack_rows(packed: np.ndarray, n_bits: int, rows_N: np.ndarray) -> np.ndarray:
+    """As unpack_codes(...)[rows_N], reading no others."""
+    codes_N = np.empty(len(rows_N), _code_type(n_bits))
+    kernels.unpack_some(np.asarray(packed), n_bits, rows_N, codes_N)
+    return codes_N
+
+
+def _code_type(n_bits: int) -> type:
+    return np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32
 
 
 def draw(vectors_TH: np.ndarray, n: int, seed: int) -> np.ndarray:
