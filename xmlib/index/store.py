@@ -171,7 +171,10 @@ class Piece(Mapping):
         self.path = path
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return np.load(self.path / f"{name}.npy", mmap_mode="r")
+        path = self.path / f"{name}.npy"
+        if not path.exists():
+            raise KeyError(name)
+        return np.load(path, mmap_mode="r")
 
     def __iter__(self) -> Iterator[str]:
         return (path.stem for path in sorted(self.path.iterdir()))
