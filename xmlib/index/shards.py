@@ -66,9 +66,10 @@ def open(folder) -> ShardedIndex:
         raise store.IndexFolderError(f"{folder} holds no shard-*-of-*: expected folders as `build` writes them")
     of = int(found[0].name.rpartition("-")[2])
     wanted = [folder / _name(number, of) for number in range(of)]
-    for path in {*found, *wanted}:
+    for path in wanted:
         if path not in found:
             raise store.IndexFolderError(f"{path} is missing: build this shard, or wait for the job that does")
+    for path in found:
         if path not in wanted:
             raise store.IndexFolderError(f"{path} is of another division than {found[0]}: remove one of them")
     shards = [plaid.open(path) for path in wanted]
