@@ -5,9 +5,10 @@
 
 The file is what `benchmarks.vectors` writes. A passage is generated from the words of two real ones, half of each: a
 word is one of WORDS centroids of the real vectors, to which a shift of the whole passage and one of the token are
-added, with the variances along the real residuals' principal axes. A question takes tokens of a passage, as far away
-from them as a real question is from the passage that answers it. The first row is of as many real passages, so that
-one can see how much the generated ones resemble them.
+added, with the variances along the real residuals' principal axes. TOPIC passages have a topic: they take their words
+from POOL real ones and share half of their shift, so that a question has near misses. A question takes tokens of a
+passage, as far away from them as a real question is from the passage that answers it. The first row is of as many real
+passages, so that one can see how much the generated ones resemble them.
 
 Every size is built in a process of its own. Generating, and scoring every passage exactly for the recall, happen while
 the index is built and are left out of its time. Peak memory counts pages of files that happen to be mapped. What was
@@ -34,6 +35,7 @@ from xmlib.paths import ROOT, RUNS
 WORDS = 8192
 STUDIED = 200_000  # real tokens from which variances are taken
 BLOCK = 1000  # passages generated together, always the same ones
+TOPIC, POOL = 20, 6
 MMARCO = 8_841_823  # passages
 
 
@@ -64,7 +66,9 @@ class Generator:
     @lru_cache(maxsize=1)  # noqa: B019, there is one generator
     def _block(self, i: int) -> TokenVectors:
         rng = np.random.default_rng([self.seed, i])
-        pairs_B2 = rng.integers(0, len(self.real), (BLOCK, 2))
+        topic_B = np.arange(BLOCK) // TOPIC
+        pool = rng.integers(0, len(self.real), (BLOCK // TOPIC, POOL))
+        pairs_B2 = pool[topic_B[:, None], rng.integers(0, POOL, (BLOCK, 2))]
         offsets_B1, lengths_B = self.real.offsets_B1, self.real.lengths_B
         halves = offsets_of(np.stack([lengths_B[pairs_B2[:, 0]] // 2, -(-lengths_B[pairs_B2[:, 1]] // 2)], 1).ravel())
         starts = np.stack([offsets_B1[pairs_B2[:, 0]], offsets_B1[pairs_B2[:, 1]] + lengths_B[pairs_B2[:, 1]] // 2], 1)
@@ -72,8 +76,9 @@ class Generator:
         lengths_B = np.diff(halves[::2])
         H = len(self.axes_HH)
         along_TH = rng.standard_normal((len(rows_T), H), np.float32) * self.token_H.astype(np.float32)
-        shift_BH = rng.standard_normal((BLOCK, H), np.float32) * self.passage_H.astype(np.float32)
-        along_TH += np.repeat(shift_BH, lengths_B, axis=0)
+        shift_BH = rng.standard_normal((BLOCK, H), np.float32) + rng.standard_normal((BLOCK // TOPIC, H))[topic_B]
+        shift_BH *= np.sqrt(0.5) * self.passage_H
+        along_TH += np.repeat(shift_BH.astype(np.float32), lengths_B, axis=0)
         x_TH = along_TH @ self.axes_HH.T.astype(np.float32) + self.words_WH[self.word_T[rows_T]]
         return TokenVectors.from_lengths((x_TH / np.linalg.norm(x_TH, axis=1)[:, None]).astype(np.float16), lengths_B)
 

@@ -85,8 +85,8 @@ class Codec:
     def _nearly_nearest(self, rotated_TH: np.ndarray) -> np.ndarray:
         """The nearest centroid, but for one token in fifty a hardly worse one, at a quarter of the time.
 
-        A token is compared with the sixteenth of the centroids nearest to the middle of its group. Tokens of a group go
-        together, so that it all stays matrix products.
+        A token is compared with the centroids nearest to the middle of its group, at most a sixteenth of all. Tokens of
+        a group go together, so that it all stays matrix products.
         """
         if len(self.centroids_CH) < GROUPED:
             return nearest(rotated_TH, self.centroids_CH)
@@ -104,9 +104,12 @@ class Codec:
     def _groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Middles of groups of centroids, and the centroids nearest to each middle, of which groups share many."""
         C = len(self.centroids_CH)
+        N = min(C // 16, 8 * math.isqrt(C))  # so that every centroid is in 32 groups, whatever their number
         middles_GH = kmeans(self.centroids_CH, 4 * math.isqrt(C), seed=0)
-        sim_GC = middles_GH @ self.centroids_CH.T
-        return middles_GH, np.sort(np.argpartition(-sim_GC, C // 16, axis=1)[:, : C // 16], axis=1).astype(np.int32)
+        members_GN = np.empty((len(middles_GH), N), np.int32)
+        for group, middle_H in enumerate(middles_GH):  # one at a time: all at once are gigabytes of products
+            members_GN[group] = np.sort(np.argpartition(-(self.centroids_CH @ middle_H), N)[:N])
+        return middles_GH, members_GN
 
     def _values(self, residuals_TR: np.ndarray) -> np.ndarray:
         R, W, d = self.codebook_RWd.shape
