@@ -340,6 +340,18 @@ def generate(B: int, H: int, A: int, S: int = 32, seed: int = 0) -> dict[str, np
     return {"vectors": vectors, "offsets": offsets, "queries": queries.astype(np.float32), "relevant": relevant}
 
 
+def reduced(data: dict, B: int) -> dict[str, np.ndarray]:
+    """B passages, or the relevant ones if these are more: they, and others evenly spaced."""
+    relevant = np.unique(data.get("relevant", np.zeros(0, np.int64)))
+    others = np.setdiff1d(np.arange(len(data["offsets"]) - 1), relevant)
+    n = max(min(B - len(relevant), len(others)), 0)
+    kept = np.sort(np.concatenate([relevant, others[np.arange(n) * len(others) // max(n, 1)]]))
+    vectors = np.concatenate([data["vectors"][data["offsets"][b] : data["offsets"][b + 1]] for b in kept])
+    offsets = np.concatenate([[0], np.cumsum(np.diff(data["offsets"])[kept])])
+    there = {"relevant": np.searchsorted(kept, data["relevant"])} if "relevant" in data else {}
+    return {"vectors": vectors, "offsets": offsets} | there
+
+
 def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
     """Every setting of every engine at every depth, in turns."""
     A = len(data["queries"])
@@ -386,7 +398,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", help="vectors.npz")
     parser.add_argument("--generate", type=int, metavar="PASSAGES")
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--passages", type=int, help="only the first so many")
+    parser.add_argument("--passages", type=int, help="only so many, the relevant ones among them")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--engines", default="all", help="names, with semicolons between; or all")
@@ -409,14 +421,13 @@ def main() -> None:
             parser.error(f"no engine {name!r}; have: {'; '.join(ENGINES)}")
     data = dict(np.load(args.file)) if args.file else generate(args.generate, args.dim, args.queries)
     data.setdefault("query_lengths", np.full(len(data["queries"]), data["queries"].shape[1]))
-    B = min(args.passages or len(data["offsets"]), len(data["offsets"]) - 1)
-    keep = slice(args.queries)
+    data["query_lengths"], data["queries"] = data["query_lengths"][: args.queries], data["queries"][: args.queries]
     if "relevant" in data:
-        keep = np.flatnonzero(data["relevant"] < B)[: args.queries]
-        data["relevant"] = data["relevant"][keep]
-    data["query_lengths"], data["queries"] = data["query_lengths"][keep], data["queries"][keep].astype(np.float32)
-    data["offsets"] = data["offsets"][: B + 1].astype(np.int64)
-    data["vectors"] = data["vectors"][: data["offsets"][-1]].astype(np.float16)
+        data["relevant"] = data["relevant"][: args.queries]
+    if args.passages:
+        data |= reduced(data, args.passages)
+    B = len(data["offsets"]) - 1
+    data["vectors"], data["queries"] = data["vectors"].astype(np.float16), data["queries"].astype(np.float32)
 
     sys.path.insert(0, str(ROOT))
     from xmlib.index import exact

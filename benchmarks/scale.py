@@ -32,8 +32,8 @@ from xmlib.index import exact, plaid, residual, shards
 from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 from xmlib.paths import ROOT, RUNS
 
-WORDS = 8192
-STUDIED = 200_000  # real tokens from which variances are taken
+WORDS = 4096
+STUDIED = 400_000  # real tokens from which words and variances are taken
 BLOCK = 1000  # passages generated together, always the same ones
 TOPIC, POOL = 20, 6
 MMARCO = 8_841_823  # passages
@@ -43,18 +43,17 @@ class Generator:
     """Passages and questions without end, the same every time. Axes: see `xmlib.index.plaid`, W words."""
 
     def __init__(self, data: dict[str, np.ndarray], seed: int = 0) -> None:
-        self.seed, self.data = seed, data
-        self.real = TokenVectors(data["vectors"], data["offsets"].astype(np.int64))
-        self.words_WH = residual.kmeans(residual.draw(self.real.vectors_TH, 8 * WORDS, seed), WORDS, seed)
-        self.word_T = np.concatenate(
-            [residual.nearest(part.astype(np.float32), self.words_WH) for part in np.array_split(data["vectors"], 64)]
-        )
-        some = self.real.slice(0, int(np.searchsorted(self.real.offsets_B1, STUDIED, side="right")) - 1)
-        rest_TH = some.vectors_TH.astype(np.float32) - self.words_WH[self.word_T[: len(some.vectors_TH)]]
+        self.seed, self.closeness, self.query_lengths = seed, _closeness(data), data["query_lengths"]
+        studied = np.searchsorted(data["offsets"], STUDIED, side="right") - 1
+        self.offsets_B1 = data["offsets"][: studied + 1]
+        vectors_TH = data["vectors"][: self.offsets_B1[-1]].astype(np.float32)
+        self.words_WH = residual.kmeans(vectors_TH, WORDS, seed)
+        self.word_T = residual.nearest(vectors_TH, self.words_WH)
+        rest_TH = vectors_TH - self.words_WH[self.word_T]
         variance_H, self.axes_HH = np.linalg.eigh(np.cov(rest_TH, rowvar=False))
         along_TH = rest_TH @ self.axes_HH
-        lengths_B = np.maximum(some.lengths_B, 1)
-        mean_BH = np.add.reduceat(along_TH, some.offsets_B1[:-1]) / lengths_B[:, None]
+        lengths_B = np.maximum(np.diff(self.offsets_B1), 1)
+        mean_BH = np.add.reduceat(along_TH, self.offsets_B1[:-1]) / lengths_B[:, None]
         shared_H = np.clip(mean_BH.var(axis=0) - variance_H / lengths_B.mean(), 0, variance_H)  # by all of a passage
         self.passage_H, self.token_H = np.sqrt(shared_H), np.sqrt(np.maximum(variance_H - shared_H, 0))
 
@@ -67,9 +66,9 @@ class Generator:
     def _block(self, i: int) -> TokenVectors:
         rng = np.random.default_rng([self.seed, i])
         topic_B = np.arange(BLOCK) // TOPIC
-        pool = rng.integers(0, len(self.real), (BLOCK // TOPIC, POOL))
+        pool = rng.integers(0, len(self.offsets_B1) - 1, (BLOCK // TOPIC, POOL))
         pairs_B2 = pool[topic_B[:, None], rng.integers(0, POOL, (BLOCK, 2))]
-        offsets_B1, lengths_B = self.real.offsets_B1, self.real.lengths_B
+        offsets_B1, lengths_B = self.offsets_B1, np.diff(self.offsets_B1)
         halves = offsets_of(np.stack([lengths_B[pairs_B2[:, 0]] // 2, -(-lengths_B[pairs_B2[:, 1]] // 2)], 1).ravel())
         starts = np.stack([offsets_B1[pairs_B2[:, 0]], offsets_B1[pairs_B2[:, 1]] + lengths_B[pairs_B2[:, 1]] // 2], 1)
         rows_T = np.arange(halves[-1]) + np.repeat(starts.ravel() - halves[:-1], np.diff(halves))
@@ -85,8 +84,8 @@ class Generator:
     def queries(self, A: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Questions to passages below B: q_ASH, q_mask_AS and the passages asked for."""
         rng = np.random.default_rng([self.seed, 1 << 40])
-        length_A = rng.choice(self.data["query_lengths"], A)
-        away = np.sqrt(1 / self.closeness() ** 2 - 1)
+        length_A = rng.choice(self.query_lengths, A)
+        away = np.sqrt(1 / self.closeness**2 - 1)
         q_ASH, relevant_A = np.zeros((A, length_A.max(), len(self.axes_HH)), np.float32), rng.integers(0, B, A)
         for a, b in enumerate(relevant_A):
             x_TH = self.chunks(b, b + 1).vectors_TH.astype(np.float32)
@@ -96,12 +95,14 @@ class Generator:
             q_ASH[a, : length_A[a]] = x_SH / np.linalg.norm(x_SH, axis=1)[:, None]
         return q_ASH, np.arange(q_ASH.shape[1]) < length_A[:, None], relevant_A
 
-    def closeness(self) -> float:
-        """The mean cosine of a real question's token and the nearest token of the passage that answers it."""
-        best = []
-        for q_SH, S, b in zip(self.data["queries"], self.data["query_lengths"], self.data["relevant"], strict=True):
-            best.extend((q_SH[:S] @ self.real.slice(b, b + 1).vectors_TH.astype(np.float32).T).max(axis=1))
-        return float(np.mean(best))
+
+def _closeness(data: dict[str, np.ndarray]) -> float:
+    """The mean cosine of a real question's token and the nearest token of the passage that answers it."""
+    best = []
+    for q_SH, S, b in zip(data["queries"], data["query_lengths"], data["relevant"], strict=True):
+        answer_TH = data["vectors"][data["offsets"][b] : data["offsets"][b + 1]].astype(np.float32)
+        best.extend((q_SH[:S] @ answer_TH.T).max(axis=1))
+    return float(np.mean(best))
 
 
 class Counted:
@@ -132,11 +133,13 @@ class Counted:
 def measure(file: Path, B: int, n_shards: int, A: int, real: bool, folder: Path) -> dict:
     data = dict(np.load(file))
     source = Generator(data)
+    real_passages = TokenVectors(data.pop("vectors"), data["offsets"]) if real else None
+    data.pop("vectors", None)  # as large as they are
     if real:
         keep = np.flatnonzero(data["relevant"] < B)[:A]
         length_A = data["query_lengths"][keep]
         q_ASH, q_mask_AS = data["queries"][keep], np.arange(data["queries"].shape[1]) < length_A[:, None]
-        relevant_A, chunks = data["relevant"][keep], source.real.slice
+        relevant_A, chunks = data["relevant"][keep], real_passages.slice
     else:
         (q_ASH, q_mask_AS, relevant_A), chunks = source.queries(A, B), source.chunks
     k = min(1000, B)
