@@ -1,25 +1,27 @@
-"""Late-interaction engines side by side: the same vectors, the same queries, the same number of threads, one run.
+"""Late-interaction engines side by side: the same vectors, questions and threads, asked in turns in one run.
 
-    python benchmarks/engines.py vectors.npz                                   # ours and brute force
-    python benchmarks/engines.py vectors.npz --peers .peers/bin/python         # and what peers.txt installs
+    python -m benchmarks.vectors --model … --data … --out runs/vectors.npz     # token vectors of real passages
+    python benchmarks/engines.py runs/vectors.npz                              # ours and brute force
+    python benchmarks/engines.py runs/vectors.npz --peers .peers/*/bin/python  # and what these have of peers.txt
     python benchmarks/engines.py --generate 20000 --dim 128                    # without an encoder
 
-vectors.npz holds `vectors` (T, H), `offsets` (B + 1,), `queries` (A, S, H), and, for MRR, `relevant` (A,), the
-position of the passage that answers each query. `--generate` draws them: words with Zipf's frequencies, bent by topic
-and context.
+`--generate` draws vectors: words with Zipf's frequencies, bent by topic and context.
 
-Every engine builds and searches in a process of its own, so peak memory is its own. Latency is the median over queries
-asked one at a time, in milliseconds of CPU time summed over threads, which other work on the machine disturbs least,
-and of wall time beside it. R@k is the share of exact search's top k over the uncompressed vectors.
+Every engine builds in a process of its own, so peak memory is its own, on one thread. Then, with one thread and with
+two, each opens its index in a process that stays, and they are asked in turns, TURNS times a part of the questions, so
+that other work on the machine meets all of them. Latency is the median over questions asked one at a time, in
+milliseconds of CPU time summed over threads, which other work disturbs least, and of wall time beside it; "batch" is
+questions per second of CPU time when all are given at once.
+
+Three qualities: R@k, the share of exact search's top k over the uncompressed vectors; R@k of codes, the share of what
+the engine finds when it scores everything (asked of SPARED questions, where it can); MRR@10.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,76 +32,101 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (10, 100, 1000)
+TURNS = 4
+SPARED = 20
+EXHAUSTIVE = "everything"  # the setting that shows what an engine's codes can find at best
+
+# --- engines. Each builds in a folder, and opens it: a function (list of queries (S, H), k) -> positions, by setting.
 
 
-# --- engines: each builds in `folder` and returns, by setting, a function (queries (A, S, H), k) -> positions per query
-
-
-def ours(data, folder, threads):
-    yield from _ours(data, folder, threads, "2 bits", rescore=False)
-
-
-def ours_rescored(data, folder, threads):
-    yield from _ours(data, folder, threads, "2 bits + 8 to rescore", rescore=True)
-
-
-def _ours(data, folder, threads, name, rescore):
+def build_ours(data, folder, rescore=False):
     from xmlib.index import plaid
     from xmlib.index.vectors import TokenVectors
 
     vectors = TokenVectors(data["vectors"], data["offsets"])
     ids = [str(b) for b in range(len(vectors))]
     origin = {"model": "benchmark", "lang": "en", "collection": "benchmark"}
-    index = plaid.build(folder / "index", vectors.slice, ids, origin, rescore=rescore)
-    yield "built"
-    for effort in plaid.EFFORTS:
-        yield f"{name}, effort {effort}", _search(index, effort, threads)
+    plaid.build(folder / "index", vectors.slice, ids, origin, rescore=rescore)
 
 
-def _search(index, effort, threads):
-    def search(queries, k):
-        return index.search(queries, np.ones(queries.shape[:2], bool), k, effort=effort, threads=threads)[1].tolist()
-
-    return search
+def build_ours_rescored(data, folder):
+    build_ours(data, folder, rescore=True)
 
 
-def brute_force(data, folder, threads):
+def open_ours(data, folder, threads):
+    from xmlib.index import plaid
+
+    index = plaid.open(folder / "index")
+    settings = {f"effort {effort}": {"effort": effort} for effort in plaid.EFFORTS}
+    everything = {"n_candidates": len(index.stored), "n_rescored": len(index.stored)}
+
+    def setting(wanted):
+        def search(queries, k):
+            q_ASH, q_mask_AS = _padded(queries)
+            return index.search(q_ASH, q_mask_AS, k, threads=threads, **wanted)[1].tolist()
+
+        return search
+
+    return {name: setting(wanted) for name, wanted in (settings | {EXHAUSTIVE: everything}).items()}
+
+
+def open_brute_force(data, folder, threads):
     from xmlib.index import exact
     from xmlib.index.vectors import TokenVectors
 
     vectors = TokenVectors(data["vectors"].astype(np.float32), data["offsets"])
-    yield "built"
-    yield "float32", lambda queries, k: exact.search(vectors, queries, np.ones(queries.shape[:2], bool), k)[1].tolist()
+    return {"float32": lambda queries, k: exact.search(vectors, *_padded(queries), k)[1].tolist()}
 
 
-def fast_plaid(data, folder, threads):
+def build_fast_plaid(data, folder):
+    from fast_plaid.search import FastPlaid
+
+    FastPlaid(str(folder), device="cpu").create(documents_embeddings=_documents(data))
+
+
+def open_fast_plaid(data, folder, threads):
     import torch
     from fast_plaid.search import FastPlaid
 
-    vectors = torch.from_numpy(data["vectors"])
-    documents = [vectors[a:b] for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
-    index = FastPlaid(str(folder), device="cpu")
-    index.create(documents_embeddings=documents)
-    yield "built"
+    index, B = FastPlaid(str(folder), device="cpu"), len(data["offsets"]) - 1
 
     def setting(n_ivf_probe, n_full_scores):
         def search(queries, k):
-            wanted = dict(n_ivf_probe=n_ivf_probe, n_full_scores=max(n_full_scores, k), n_processes=1)
-            found = index.search(torch.from_numpy(queries), top_k=k, show_progress=False, **wanted)
+            wanted = {"n_ivf_probe": n_ivf_probe, "n_full_scores": max(n_full_scores, k), "n_processes": 1}
+            found = index.search([torch.from_numpy(q) for q in queries], top_k=k, show_progress=False, **wanted)
             return [[position for position, _ in row] for row in found]
 
         return search
 
-    yield "4 bits, defaults", setting(8, 4096)
-    yield "4 bits, 4 probes, 512 full scores", setting(4, 512)
+    cheap = setting(4, 512)
+    return {"4 bits, defaults": setting(8, 4096), "4 probes, 512 full": cheap, EXHAUSTIVE: setting(256, B)}
 
 
-def colbert_ai(data, folder, threads):
+def build_pylate(data, folder):
+    from pylate import indexes
+
+    documents = _documents(data)
+    index = indexes.PLAID(str(folder), "index", override=True, show_progress=False, device="cpu")
+    index.add_documents([str(b) for b in range(len(documents))], documents)
+
+
+def open_pylate(data, folder, threads):
+    import torch
+    from pylate import indexes
+
+    index = indexes.PLAID(str(folder), "index", show_progress=False, device="cpu", num_threads=1)
+
+    def search(queries, k):
+        found = index([torch.from_numpy(q) for q in queries], k=k)
+        return [[int(result["id"]) for result in row] for row in found]
+
+    return {"4 bits, defaults": search}
+
+
+def build_colbert_ai(data, folder):
     import colbert.indexing.collection_indexer as indexing
     import torch
-    from colbert.infra import ColBERTConfig, Run, RunConfig
-    from colbert.modeling.colbert import ColBERT
-    from colbert.search.index_storage import IndexScorer
+    from colbert.infra import Run, RunConfig
 
     vectors, offsets = torch.from_numpy(data["vectors"]).float(), data["offsets"]
 
@@ -116,102 +143,174 @@ def colbert_ai(data, folder, threads):
             return torch.cat([vectors[a:b] for a, b in spans]), [int(b - a) for a, b in spans]
 
     indexing.Checkpoint, indexing.CollectionEncoder = lambda *_, **__: None, Encoder
-    path = folder / "index"
-    path.mkdir()
-    config = ColBERTConfig(dim=vectors.shape[1], nbits=2, root=str(folder), index_path=str(path), overwrite=True)
+    (folder / "index").mkdir()
     with Run().context(RunConfig(nranks=1, root=str(folder), experiment="e")):
-        config = ColBERTConfig.from_existing(config, Run().config)
-        indexing.encode(config, [str(b) for b in range(len(offsets) - 1)], [[]], [], verbose=0)
-        yield "built"
-        ColBERT.try_load_torch_extensions(use_gpu=False)
-        scorer = IndexScorer(str(path), use_gpu=False)
+        indexing.encode(_colbert_config(data, folder), [str(b) for b in range(len(offsets) - 1)], [[]], [], verbose=0)
 
+
+def open_colbert_ai(data, folder, threads):
+    import torch
+    from colbert.modeling.colbert import ColBERT
+    from colbert.search.index_storage import IndexScorer
+
+    config, B = _colbert_config(data, folder), len(data["offsets"]) - 1
+    ColBERT.try_load_torch_extensions(use_gpu=False)
+    scorer = IndexScorer(str(folder / "index"), use_gpu=False)
+
+    def defaults(k):
+        return (1, 0.5, 256) if k <= 10 else (2, 0.45, 1024) if k <= 100 else (4, 0.4, 4096)
+
+    def setting(choose):
         def search(queries, k):
-            ncells, threshold, ndocs = (1, 0.5, 256) if k <= 10 else (2, 0.45, 1024) if k <= 100 else (4, 0.4, 4096)
+            ncells, threshold, ndocs = choose(k)
             config.configure(ncells=ncells, centroid_score_threshold=threshold, ndocs=ndocs)
-            config.configure(query_maxlen=queries.shape[1])
-            return [scorer.rank(config, torch.from_numpy(q)[None])[0][:k] for q in queries]
+            found = []
+            for q in queries:
+                config.configure(query_maxlen=len(q))
+                found.append(scorer.rank(config, torch.from_numpy(q)[None])[0][:k])
+            return found
 
-        yield "2 bits, defaults", search
+        return search
+
+    return {"2 bits, defaults": setting(defaults), EXHAUSTIVE: setting(lambda k: (256, -1.0, 4 * B))}
 
 
-def xtr_warp(data, folder, threads):
+def _colbert_config(data, folder):
+    from colbert.infra import ColBERTConfig, Run, RunConfig
+
+    where = {"root": str(folder), "index_path": str(folder / "index"), "overwrite": True}
+    with Run().context(RunConfig(nranks=1, root=str(folder), experiment="e")):
+        return ColBERTConfig.from_existing(ColBERTConfig(dim=data["vectors"].shape[1], nbits=2, **where), Run().config)
+
+
+def build_xtr_warp(data, folder):
+    from xtr_warp.search import XTRWarp
+
+    XTRWarp(str(folder), device="cpu").create(_documents(data), device="cpu", show_progress=False)
+
+
+def open_xtr_warp(data, folder, threads):
     import torch
     from xtr_warp.search import XTRWarp
 
-    vectors = torch.from_numpy(data["vectors"]).float()
-    documents = [vectors[a:b] for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
     index = XTRWarp(str(folder), device="cpu")
-    index.create(documents_embeddings=documents)
-    yield "built"
+    index.load("cpu")
 
-    def search(queries, k):
-        found = index.search(torch.from_numpy(queries), top_k=k)
-        return [[position for position, _ in row] for row in found]
+    def setting(**wanted):
+        def search(queries, k):
+            given = [torch.from_numpy(q) for q in queries]
+            found = index.search(given, top_k=k, num_threads=threads, show_progress=False, **wanted)
+            return [[position for position, _ in row] for row in found]
 
-    yield "4 bits, defaults", search
+        return search
+
+    return {"4 bits, defaults": setting(), "64 probes": setting(nprobe=64)}
 
 
-ENGINES = {  # name: its generator, and the module that says whether it is installed
-    "ours": (ours, "xmlib"),
-    "ours, rescored": (ours_rescored, "xmlib"),
-    "brute force": (brute_force, "xmlib"),
-    "colbert-ai": (colbert_ai, "colbert"),
-    "fast-plaid": (fast_plaid, "fast_plaid"),
-    "xtr-warp-rs": (xtr_warp, "xtr_warp"),
+def _documents(data):
+    import torch
+
+    vectors = torch.from_numpy(data["vectors"]).float()
+    return [vectors[a:b] for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
+
+
+def _padded(queries):
+    mask_AS = np.arange(max(map(len, queries))) < np.array([len(q) for q in queries])[:, None]
+    q_ASH = np.zeros((*mask_AS.shape, queries[0].shape[1]), np.float32)
+    q_ASH[mask_AS] = np.concatenate(queries)
+    return q_ASH, mask_AS
+
+
+ENGINES = {  # name: how to build and to open it, and the module that says whether it is installed
+    "ours, 2 bits": (build_ours, open_ours, "xmlib"),
+    "ours, 2 bits + 8 to rescore": (build_ours_rescored, open_ours, "xmlib"),
+    "brute force": (lambda *_: None, open_brute_force, "xmlib"),
+    "colbert-ai": (build_colbert_ai, open_colbert_ai, "colbert"),
+    "fast-plaid": (build_fast_plaid, open_fast_plaid, "fast_plaid"),
+    "pylate": (build_pylate, open_pylate, "pylate"),
+    "xtr-warp-rs": (build_xtr_warp, open_xtr_warp, "xtr_warp"),
 }
-
 
 # --- one engine, in a process of its own
 
 
-def measure(name: str, work: Path, threads: int) -> list[dict]:
+def _load(work: Path) -> dict[str, np.ndarray]:
     data = {path.stem: np.load(path, mmap_mode="r") for path in work.glob("*.npy")}
-    queries, truth = np.array(data["queries"], np.float32), data["truth"]
-    data["vectors"], data["offsets"] = np.array(data["vectors"]), np.array(data["offsets"])
-    folder = Path(tempfile.mkdtemp(dir=work))
-    engine, _ = ENGINES[name]
+    data["offsets"] = np.array(data["offsets"])
+    data["queries"] = [np.array(q[:S]) for q, S in zip(data["queries"], data["query_lengths"], strict=True)]
+    return data
+
+
+def build(name: str, work: Path, folder: Path) -> dict:
+    data = _load(work)
+    data["vectors"] = np.array(data["vectors"])
     before, start, cpu = _peak(), time.perf_counter(), time.process_time()
-    settings = engine(data, folder, threads)
-    next(settings)
-    built = {
-        "build_s": time.perf_counter() - start,
-        "build_cpu_s": time.process_time() - cpu,
-        "build_gib": _peak() - before,
-        "bytes_per_token": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / len(data["vectors"]),
+    ENGINES[name][0](data, folder)
+    return {
+        "build, s": time.perf_counter() - start,
+        "build, CPU s": time.process_time() - cpu,
+        "GiB at peak": _peak() - before,
+        "bytes/token": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / len(data["vectors"]),
     }
-    rows = []
-    for setting, search in settings:
-        for k in DEPTHS:
-            k = min(k, len(data["offsets"]) - 1)
-            for q in queries[:3]:
-                search(q[None], k)
-            wall, used, found = [], [], []
-            for q in queries:
-                start, cpu = time.perf_counter(), time.process_time()
-                found += search(q[None], k)
-                wall.append(time.perf_counter() - start)
-                used.append(time.process_time() - cpu)
-            start, cpu = time.perf_counter(), time.process_time()
-            search(queries, k)
-            row = {"engine": name, "setting": setting, "k": k} | built
-            row["cpu_ms"], row["wall_ms"] = 1000 * np.median(used), 1000 * np.median(wall)
-            row["p95_cpu_ms"] = 1000 * np.quantile(used, 0.95)
-            row["queries_per_cpu_s"] = len(queries) / (time.process_time() - cpu)
-            row["queries_per_s"] = len(queries) / (time.perf_counter() - start)
-            row["recall"] = np.mean([len(set(f) & set(t[:k].tolist())) / k for f, t in zip(found, truth, strict=True)])
-            if "relevant" in data:
-                ranks = [
-                    f[:10].index(r) + 1 if r in f[:10] else 0 for f, r in zip(found, data["relevant"], strict=True)
-                ]
-                row["mrr_10"] = np.mean([1 / r if r else 0 for r in ranks])
-            rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
-    shutil.rmtree(folder)
-    return rows
+
+
+def serve(name: str, work: Path, folder: Path, threads: int) -> None:
+    """Answer lines of standard input: a setting, k and a span of questions, one at a time or as a batch."""
+    out = os.fdopen(os.dup(1), "w")  # whatever else an engine prints goes elsewhere
+    os.dup2(2, 1)
+    data = _load(work)
+    settings = ENGINES[name][1](data, folder, threads)
+    print(json.dumps(list(settings)), file=out, flush=True)
+    for line in sys.stdin:
+        setting, k, start, stop, batch = json.loads(line)
+        queries = data["queries"][start:stop]
+        answer = {"wall": [], "cpu": [], "found": []}
+        for asked in [queries] if batch else [[q] for q in queries]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            answer["found"] += settings[setting](asked, k)
+            answer["cpu"].append(time.process_time() - cpu)
+            answer["wall"].append(time.perf_counter() - wall)
+        answer["found"] = [[int(position) for position in row] for row in answer["found"]]
+        print(json.dumps(answer), file=out, flush=True)
 
 
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Engine:
+    """The process that serves an index."""
+
+    def __init__(self, name: str, python: str, work: Path, folder: Path, threads: int) -> None:
+        self.name, self.threads = name, threads
+        command = _command(python, "serve", name, work, folder, threads)
+        self.log = (work / f"{name}.log").open("w")
+        self.process = subprocess.Popen(
+            command, env=_environment(python, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            text=True,
+        )  # fmt: skip
+        self.settings = json.loads(self.process.stdout.readline())
+
+    def ask(self, setting: str, k: int, start: int, stop: int, batch: bool = False) -> dict:
+        self.process.stdin.write(json.dumps([setting, k, start, stop, batch]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+def _command(python: str, task: str, *args) -> list[str]:
+    return [python, __file__, "--child", task, *map(str, args)]
+
+
+def _environment(python: str, threads: int) -> dict[str, str]:
+    counts = {v: str(threads) for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
+    return (
+        os.environ | counts | {"PYTHONPATH": str(ROOT) if python == sys.executable else "", "CUDA_VISIBLE_DEVICES": ""}
+    )
 
 
 # --- all of them
@@ -241,82 +340,169 @@ def generate(B: int, H: int, A: int, S: int = 32, seed: int = 0) -> dict[str, np
     return {"vectors": vectors, "offsets": offsets, "queries": queries.astype(np.float32), "relevant": relevant}
 
 
+def reduced(data: dict, B: int) -> dict[str, np.ndarray]:
+    """B passages, or the relevant ones if these are more: they, and others evenly spaced."""
+    relevant = np.unique(data.get("relevant", np.zeros(0, np.int64)))
+    others = np.setdiff1d(np.arange(len(data["offsets"]) - 1), relevant)
+    n = max(min(B - len(relevant), len(others)), 0)
+    kept = np.sort(np.concatenate([relevant, others[np.arange(n) * len(others) // max(n, 1)]]))
+    vectors = np.concatenate([data["vectors"][data["offsets"][b] : data["offsets"][b + 1]] for b in kept])
+    offsets = np.concatenate([[0], np.cumsum(np.diff(data["offsets"])[kept])])
+    there = {"relevant": np.searchsorted(kept, data["relevant"])} if "relevant" in data else {}
+    return {"vectors": vectors, "offsets": offsets} | there
+
+
+def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
+    """Every setting of every engine at every depth, in turns."""
+    A = len(data["queries"])
+    spans = [(A * turn // TURNS, A * (turn + 1) // TURNS) for turn in range(TURNS)]
+    rows = []
+    for k in sorted({min(k, B) for k in DEPTHS}):
+        asked = [(engine, setting) for engine in engines for setting in engine.settings if setting != EXHAUSTIVE]
+        for engine, setting in asked:
+            engine.ask(setting, k, 0, 3)  # warm up
+        answers = {key: {"cpu": [], "wall": [], "found": []} for key in asked}
+        for span in spans:
+            for engine, setting in asked:
+                for name, values in engine.ask(setting, k, *span).items():
+                    answers[engine, setting][name] += values
+        batches = {key: key[0].ask(key[1], k, 0, A, batch=True) for key in asked}
+        everything = {e: e.ask(EXHAUSTIVE, k, 0, SPARED)["found"] for e in engines if EXHAUSTIVE in e.settings}
+        for (engine, setting), answer in answers.items():
+            found, batch = answer["found"], batches[engine, setting]
+            row = {"engine": engine.name, "setting": setting, "threads": engine.threads, "k": k}
+            row["CPU ms"], row["ms"] = 1000 * np.median(answer["cpu"]), 1000 * np.median(answer["wall"])
+            row["p95 CPU ms"] = 1000 * np.quantile(answer["cpu"], 0.95)
+            row["batch/CPU s"], row["batch/s"] = A / sum(batch["cpu"]), A / sum(batch["wall"])
+            row["R@k"] = _shared(found, data["truth"], k)
+            if engine in everything:
+                row["R@k of codes"] = _shared(found, everything[engine], k)
+                row["of codes at best"] = _shared(everything[engine], data["truth"], k)
+            if "relevant" in data:
+                ranks = [
+                    f[:10].index(r) + 1 if r in f[:10] else 0 for f, r in zip(found, data["relevant"], strict=True)
+                ]
+                row["MRR@10"] = np.mean([1 / rank if rank else 0 for rank in ranks])
+            rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
+    return rows
+
+
+def _shared(found, wanted, k: int) -> float:
+    """The mean share of the first k wanted that are among the first k found; of as many questions as both have."""
+    pairs = list(zip(found, wanted, strict=False))
+    return float(np.mean([len({*map(int, f[:k])} & {*map(int, w[:k])}) / k for f, w in pairs]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", nargs="?", help="vectors.npz")
     parser.add_argument("--generate", type=int, metavar="PASSAGES")
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--passages", type=int, help="only the first so many")
+    parser.add_argument("--passages", type=int, help="only so many, the relevant ones among them")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--engines", default="all", help="names, with semicolons between; or all")
-    parser.add_argument("--peers", default=sys.executable, help="the Python that has the peers")
+    parser.add_argument("--peers", nargs="*", default=[], help="Pythons that have peers")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "engines.json")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        name, work = args.child
-        if importlib.util.find_spec(ENGINES[name][1]) is None:
-            raise SystemExit("not installed")
-        Path(work, "rows.json").write_text(json.dumps(measure(name, Path(work), args.threads)))
+        task, name, work, folder, threads = args.child
+        if task == "serve":
+            serve(name, Path(work), Path(folder), int(threads))
+        else:
+            Path(work, "built.json").write_text(json.dumps(build(name, Path(work), Path(folder))))
         return
     if (args.file is None) == (args.generate is None):
         parser.error("give either a file of vectors or --generate PASSAGES")
+    names = list(ENGINES) if args.engines == "all" else [n.strip() for n in args.engines.split(";")]
+    for name in names:
+        if name not in ENGINES:
+            parser.error(f"no engine {name!r}; have: {'; '.join(ENGINES)}")
     data = dict(np.load(args.file)) if args.file else generate(args.generate, args.dim, args.queries)
-    B = min(args.passages or len(data["offsets"]), len(data["offsets"]) - 1)
-    keep = slice(args.queries)
+    data.setdefault("query_lengths", np.full(len(data["queries"]), data["queries"].shape[1]))
+    data["query_lengths"], data["queries"] = data["query_lengths"][: args.queries], data["queries"][: args.queries]
     if "relevant" in data:
-        keep = np.flatnonzero(data["relevant"] < B)[: args.queries]
-        data["relevant"] = data["relevant"][keep]
-    data["queries"] = data["queries"][keep].astype(np.float32)
-    data["offsets"] = data["offsets"][: B + 1].astype(np.int64)
-    data["vectors"] = data["vectors"][: data["offsets"][-1]].astype(np.float16)
+        data["relevant"] = data["relevant"][: args.queries]
+    if args.passages:
+        data |= reduced(data, args.passages)
+    B = len(data["offsets"]) - 1
+    data["vectors"], data["queries"] = data["vectors"].astype(np.float16), data["queries"].astype(np.float32)
 
+    sys.path.insert(0, str(ROOT))
     from xmlib.index import exact
     from xmlib.index.vectors import TokenVectors
 
     A, S, H = data["queries"].shape
-    shape = f"{B:,} passages, {len(data['vectors']):,} tokens x {H}, {A} queries of {S}"
-    print(f"{shape}, {args.threads} thread(s), {_processor()}", flush=True)
-    real = np.ones(data["queries"].shape[:2], bool)
+    words = f"{A} queries of {data['query_lengths'].mean():.0f} tokens"
+    print(f"{B:,} passages, {len(data['vectors']):,} tokens x {H}, {words}, {_processor()}", flush=True)
+    mask_AS = np.arange(S) < data["query_lengths"][:, None]
     vectors = TokenVectors(data["vectors"], data["offsets"])
-    data["truth"] = exact.search(vectors, data["queries"], real, min(max(DEPTHS), B))[1]
-    names = list(ENGINES) if args.engines == "all" else [n.strip() for n in args.engines.split(";")]
+    data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        for name in ("vectors", "offsets", "queries", "truth", "relevant"):
-            if name in data:
-                np.save(Path(work, f"{name}.npy"), data[name])
-        for name in names:
-            rows += _run(name, work, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1))
+        work = Path(work)
+        for name in ("vectors", "offsets", "queries", "query_lengths"):
+            np.save(work / f"{name}.npy", data[name])
+        built = _build_all(names, work, args.peers)
+        for threads in args.threads:
+            engines = []
+            for name, (python, folder, _) in built.items():
+                try:
+                    engines.append(Engine(name, python, work, folder, threads))
+                except ValueError:  # no settings: it ended before it could say any
+                    print(f"{name}: {_last_line(work / f'{name}.log')}", flush=True)
+            for row in compare(engines, data, B):
+                rows.append(row | built[row["engine"]][2])
+            for engine in engines:
+                engine.close()
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(rows, indent=1))
+            _print([row for row in rows if row["threads"] == threads])
     print(f"\n{args.out}")
 
 
-def _run(name: str, work: str, args) -> list[dict]:
-    python = sys.executable if ENGINES[name][1] == "xmlib" else args.peers
-    threads = {v: str(args.threads) for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-    env = os.environ | threads | {"PYTHONPATH": str(ROOT) if python == sys.executable else ""}
-    command = [python, __file__, "--child", name, work, "--threads", str(args.threads)]
-    child = subprocess.run(command, env=env, capture_output=True, text=True)
-    if child.returncode:
-        last = (child.stderr.strip() or "ended without a word").splitlines()[-1][:200]
-        print(f"{name}: {last} (exit {child.returncode})", flush=True)
-        return []
-    rows = json.loads(Path(work, "rows.json").read_text())
-    built = rows[0]
-    print(
-        f"\n{name}: built in {built['build_s']:.0f} s ({built['build_cpu_s']:.0f} s CPU), "
-        f"{built['build_gib']:.2f} GiB more at peak, {built['bytes_per_token']:.1f} bytes/token"
+def _build_all(names: list[str], work: Path, peers: list[str]) -> dict[str, tuple[str, Path, dict]]:
+    """By name: the Python that runs it, its folder, what the build took."""
+    built = {}
+    for name in names:
+        module = ENGINES[name][2]
+        pythons = [sys.executable] if module == "xmlib" else [python for python in peers if _has(python, module)]
+        if not pythons:
+            print(f"{name}: not installed", flush=True)
+            continue
+        folder = Path(tempfile.mkdtemp(dir=work))
+        log = work / f"{name}.log"
+        with log.open("w") as file:
+            command = _command(pythons[0], "build", name, work, folder, 1)
+            code = subprocess.run(command, env=_environment(pythons[0], 1), stdout=file, stderr=file).returncode
+        if code:
+            print(f"{name}: {_last_line(log)} (exit {code})", flush=True)
+            continue
+        took = json.loads((work / "built.json").read_text())
+        built[name] = (pythons[0], folder, took)
+        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in took.items()), flush=True)
+    return built
+
+
+def _has(python: str, module: str) -> bool:
+    found = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", found]).returncode == 0
+
+
+def _last_line(path: Path) -> str:
+    return ([line for line in path.read_text().splitlines() if line.strip()] or ["ended without a word"])[-1][:200]
+
+
+def _print(rows: list[dict]) -> None:
+    columns = dict.fromkeys(
+        name for row in rows for name in row if name not in ("build, s", "build, CPU s", "GiB at peak")
     )
+    lines = [list(columns), ["---"] * len(columns)]
     for row in rows:
-        mrr = f"  MRR@10 {row['mrr_10']:.4f}" if "mrr_10" in row else ""
-        print(
-            f"  {row['setting']:34} k={row['k']:<5} {row['cpu_ms']:8.2f} ms CPU {row['wall_ms']:8.2f} ms"
-            f"  {row['queries_per_cpu_s']:7.0f}/CPU s batch  R@k {row['recall']:.4f}{mrr}"
-        )
-    return rows
+        cells = (row.get(column, "") for column in columns)
+        lines.append([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells])
+    print("\n".join("| " + " | ".join(line) + " |" for line in lines), flush=True)
 
 
 def _processor() -> str:

@@ -1,9 +1,12 @@
-"""Index folders under attack: killed at random points, cut short, with flipped bits, from a newer version, from others.
+"""Index folders under attack: killed at random points, on a full disk, cut short, with flipped bits, newer, of others.
 
 Each is survived, with nothing lost, or refused with an error that names the file.
 """
 
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +17,8 @@ import numpy as np
 import pytest
 from test_plaid import ORIGIN, names, realistic
 
+from xmlib import systems
+from xmlib.data.collection import Collection, Passages
 from xmlib.index import plaid, store
 from xmlib.index.store import IndexFolderError
 
@@ -36,6 +41,47 @@ else:
     for i in range(1000):
         index.add([f"new{{i}}"], vectors.slice(i % 50, i % 50 + 1))
         index.remove([f"new{{i}}"])
+"""
+
+ON_A_SMALL_DISK = f"""
+import errno, subprocess, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
+from test_plaid import ORIGIN, names, realistic
+from xmlib.index import plaid, store
+
+disk = sys.argv[1]
+def space(kib, *options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([f"size={{kib}}k", *options]), "none", disk], check=True)
+
+def full(task):
+    try:
+        task()
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        return True
+
+vectors, _, _ = realistic(B={PASSAGES}, A=1)
+build = lambda: plaid.build(f"{{disk}}/index", vectors.slice, names({PASSAGES}), ORIGIN, chunk_passages=10)
+space(4)
+kib, refusals = 500, 0
+while full(build):  # now in the tokens, now in the codes, at last in what is written of them all together
+    refusals += 1
+    kib += 500
+    space(kib, "remount")
+index = plaid.open(f"{{disk}}/index")
+store.verify(index.stored.path)
+before = index.ids
+while not full(lambda: index.add([f"new{{len(index.ids)}}"], vectors.slice(0, 1))):
+    used = sum(path.stat().st_blocks for path in index.stored.path.iterdir()) // 2
+    before = index.ids
+    space(used + 100, "remount")
+store.verify(index.stored.path)
+index = plaid.open(index.stored.path)
+assert index.ids == before, (index.ids, before)
+space(2 * kib, "remount")
+index.add(["last"], vectors.slice(0, 1))
+store.verify(index.stored.path)
+print(refusals, "refusals")
 """
 
 
@@ -102,6 +148,61 @@ def test_an_index_survives_being_killed_while_it_changes(whole, copy):
     store.verify(copy)
     files = {file["file"] for file in json.loads((copy / "meta.json").read_text())["files"].values()}
     assert {path.name for path in copy.iterdir()} == files | {"meta.json"}  # what the kills left over is gone
+
+
+def full_after(writes, monkeypatch):
+    """From so many files on the disk is full, as the system says when what was written has to go there."""
+    whole, left = os.fsync, iter(range(writes))
+
+    def fsync(descriptor):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_build_on_a_disk_that_fills_up_goes_on_when_there_is_space(whole, vectors, tmp_path, monkeypatch):
+    writes = 0
+    while not (tmp_path / "index").exists():
+        with monkeypatch.context() as patch:
+            full_after(writes, patch)
+            try:
+                plaid.build(tmp_path / "index", vectors.slice, names(PASSAGES), ORIGIN, chunk_passages=10)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        writes += 3
+    assert writes > 9
+    for path in whole.iterdir():
+        assert path.read_bytes() == (tmp_path / "index" / path.name).read_bytes(), path.name
+
+
+def test_a_change_that_fills_the_disk_leaves_the_index_as_it_was(copy, vectors, monkeypatch):
+    before = plaid.open(copy).decoded.vectors_TH
+    for writes in range(20):
+        index = plaid.open(copy)
+        with monkeypatch.context() as patch:
+            full_after(writes, patch)
+            try:
+                index.add(["new"], vectors.slice(0, 1))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        store.verify(copy)
+        if plaid.open(copy).ids != names(PASSAGES):
+            break
+        np.testing.assert_array_equal(plaid.open(copy).decoded.vectors_TH, before)
+    assert writes > 5 and plaid.open(copy).ids == [*names(PASSAGES), "new"]
+
+
+def test_a_small_disk_that_is_really_full_loses_nothing(tmp_path):
+    """A tmpfs that the kernel refuses to write to; it takes a system where users may mount one for themselves."""
+    own = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = [*own, "mount", "-t", "tmpfs", "none", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted in a namespace of one's own here")
+    child = [*own, sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    said = subprocess.run(child, check=True, capture_output=True, text=True).stdout
+    assert int(said.split()[0]) >= 3
 
 
 def test_every_file_cut_short_is_refused_by_name(whole, copy):
@@ -176,6 +277,21 @@ def test_a_build_for_another_model_language_or_collection_takes_nothing_over(vec
     with pytest.raises(IndexFolderError, match=rf"{changed} 'other'; expected '{ORIGIN[changed]}'"):
         store.check_same(index.stored, ORIGIN)
     store.check_same(index.stored, ORIGIN | {changed: "other"})
+
+
+def test_a_system_refuses_an_index_of_another_model_language_or_collection(copy, tmp_path):
+    """Before the model is opened: here there is none, only a folder that could hold one."""
+    texts = [(name, f"passage {name}") for name in names(PASSAGES)]
+    (tmp_path / "model").mkdir()
+    system = systems.System("row", "colbert-xm", tmp_path / "model", adapters="sw")
+    collection = Collection("c", "ko", "test", Passages.from_pairs(texts), {"q": "question"}, {"q": {"p0": 1}})
+    of_this = {"model": systems.identity(system.model), "lang": "sw", "collection": collection.passages.fingerprint}
+    meta = json.loads((copy / "meta.json").read_text())
+    for name in of_this:
+        changed = meta | {"origin": of_this | {name: "other"}}
+        (copy / "meta.json").write_text(json.dumps(changed | {"sha256": store._meta_sha256(changed)}))
+        with pytest.raises(IndexFolderError, match=f"{name} 'other'; expected '{of_this[name]}'"):
+            systems._search(system, copy, collection, 5)
 
 
 def test_readers_go_on_while_another_process_adds(copy):

@@ -1,10 +1,16 @@
 """The centroid index: against exact search, bytes against the paper's formula, adding and removing, cut-off builds."""
 
+import itertools
+import os
+import resource
+import shutil
+
 import numpy as np
 import pytest
 
-from xmlib.index import exact, plaid, store
-from xmlib.index.vectors import TokenVectors, rows_of
+from xmlib.index import exact, kernels, plaid, store
+from xmlib.index.plaid import PROBED
+from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
 ORIGIN = {"model": "m", "lang": "ko", "collection": "c"}
@@ -66,6 +72,12 @@ def case():
 def index(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plaid") / "index"
     return plaid.build(folder, case[0].slice, names(len(case[0])), ORIGIN, rescore=False)
+
+
+@pytest.fixture(scope="module")
+def listed(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plaid") / "index"
+    return plaid.build(folder, case[0].slice, names(len(case[0])), ORIGIN, rescore=False, lists=True)
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +171,105 @@ def test_equal_passages_come_in_order_of_position(tmp_path):
         np.testing.assert_array_equal(positions, np.stack([best, best + 30, best + 60], axis=2).reshape(3, 9))
 
 
-def test_inverted_lists_find_what_probing_every_centroid_finds(case, index, monkeypatch):
+def test_inverted_lists_find_what_looking_at_every_passage_finds(case, index, listed, monkeypatch):
     _, q_ASH, q_mask_AS = case
-    C = len(index.codec.centroids_CH)
+    C = len(listed.codec.centroids_CH)
     whole = index.search(q_ASH[:10], q_mask_AS[:10], 20)
-    for ours, theirs in zip(index.search(q_ASH[:10], q_mask_AS[:10], 20, n_probe=C), whole, strict=True):
+    for ours, theirs in zip(listed.search(q_ASH[:10], q_mask_AS[:10], 20, n_probe=C), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     wanted = index.search(q_ASH, q_mask_AS, 10)[1]
-    one, eight = (overlap(index.search(q_ASH, q_mask_AS, 10, n_probe=n)[1], wanted) for n in (1, 8))
-    assert one < eight >= 0.98
-    monkeypatch.setattr(plaid, "WHOLE", 0)  # as for a collection too large to look at every passage
-    assert overlap(index.search(q_ASH, q_mask_AS, 10)[1], wanted) >= 0.98
+    monkeypatch.setattr(plaid, "LISTED", 1)  # what the lists put first goes on, and no more
+    one, many = (
+        overlap(listed.search(q_ASH, q_mask_AS, 10, n_probe=n, n_candidates=60)[1], wanted) for n in (1, PROBED)
+    )
+    assert one < many >= 0.9
+
+
+def test_lists_are_kept_where_tokens_are_many_and_asked_for_only_there(case, index, tmp_path, monkeypatch):
+    vectors, q_ASH, q_mask_AS = case
+    with pytest.raises(ValueError, match=r"n_probe=4: .* has no inverted lists"):
+        index.search(q_ASH, q_mask_AS, 10, n_probe=4)
+    monkeypatch.setattr(plaid, "WHOLE", 0)
+    large = plaid.build(tmp_path / "index", vectors.slice, index.ids, ORIGIN)
+    assert large.fine_TH is None and index.size_report()["list_bytes"] == 0
+    assert 1.5 * large.size_report()["tokens"] < large.size_report()["list_bytes"] < 4 * large.size_report()["tokens"]
+
+
+def test_lists_of_many_blocks_written_in_many_passes_name_every_passage_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    lengths_B, C = rng.integers(0, 4, 150_000).astype(np.int32), 50
+    codes_T = rng.integers(0, C, lengths_B.sum()).astype(np.int32)
+    cuts = [0, 40_000, 40_001, 150_000]
+    offsets_B1 = offsets_of(lengths_B)
+    arrays = {
+        "codes": [codes_T[offsets_B1[a] : offsets_B1[b]] for a, b in itertools.pairwise(cuts)],
+        "lengths": [lengths_B[a:b] for a, b in itertools.pairwise(cuts)],
+    }
+    monkeypatch.setattr(plaid, "LIST_BYTES", 30_000)
+    made = plaid._lists_of(arrays, len(lengths_B), C)
+    parts = list(made["postings"])
+    assert len(parts) > 10
+    postings, runs = np.concatenate(parts), made["posting_at"].reshape(-1)
+    pairs = set(zip(codes_T.tolist(), np.repeat(np.arange(len(lengths_B)), lengths_B).tolist(), strict=True))
+    found = [
+        (run // 3, run % 3 * plaid.BLOCK + int(place))
+        for run in range(3 * C)
+        for place in postings[runs[run] : runs[run + 1]]
+    ]
+    assert len(found) == len(set(found)) and set(found) == pairs
+    assert found == sorted(found)
+
+
+def test_the_highest_centroids_and_what_they_add_up_to(case):
+    """Against sorting and adding, passage by passage."""
+    rng = np.random.default_rng(1)
+    C, S, L, B = 700, 40, 64, 200
+    bytes_CL = rng.integers(0, 256, (C, L)).astype(np.uint8)
+    cell_N, above_N, start_S1 = kernels.highest(bytes_CL, S, 5, np.empty(L, np.uint8))
+    lengths_B = rng.integers(0, 30, B).astype(np.int32)
+    codes_T = rng.integers(0, C, lengths_B.sum()).astype(np.int32)
+    wanted_B = np.zeros(B, np.int32)
+    for s in range(S):
+        least = np.sort(bytes_CL[:, s])[-5]
+        chosen = np.flatnonzero(bytes_CL[:, s] >= least)
+        run = slice(start_S1[s], start_S1[s + 1])
+        assert sorted(cell_N[run]) == chosen.tolist()
+        np.testing.assert_array_equal(above_N[run], bytes_CL[cell_N[run], s].astype(int) - least + 1)
+        assert (np.diff(above_N[run]) <= 0).all()
+        gain_C = np.where(bytes_CL[:, s] >= least, bytes_CL[:, s].astype(int) - least + 1, 0)
+        for b, codes in enumerate(np.split(codes_T, np.cumsum(lengths_B)[:-1])):
+            wanted_B[b] += gain_C[codes].max(initial=0)
+    made = plaid._lists_of({"codes": [codes_T], "lengths": [lengths_B]}, B, C)
+    score_B = np.zeros(B, np.int32)
+    kernels.accumulate(
+        cell_N, above_N, start_S1, made["posting_at"], np.concatenate(list(made["postings"])), 1, score_B
+    )
+    np.testing.assert_array_equal(score_B, wanted_B)
+
+
+def test_lists_follow_what_is_added_and_removed(case, listed, tmp_path):
+    vectors, q_ASH, q_mask_AS = case
+    C = len(listed.codec.centroids_CH)
+    shutil.copytree(listed.stored.path, tmp_path / "copy")
+    changed = plaid.open(tmp_path / "copy")
+    changed.remove(names(200))
+    changed.add([f"again {name}" for name in names(200)], vectors.slice(0, 200))
+    scores, positions = changed.search(q_ASH, q_mask_AS, 10, n_probe=C)
+    before, at = listed.search(q_ASH, q_mask_AS, 10, n_probe=C)
+    np.testing.assert_allclose(scores, before, atol=0.2)  # a build encodes vectors that it has kept in 16 bits
+    assert overlap(positions, (at - 200) % 400) >= 0.98
+
+
+def test_a_build_of_more_chunks_than_files_may_be_open(tmp_path):
+    """Every chunk leaves files behind; they are opened when it is their turn."""
+    vectors, _, _ = realistic(B=150, A=2, group=10)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 40, limits[1]))
+    try:
+        index = plaid.build(tmp_path / "index", vectors.slice, names(150), ORIGIN, chunk_passages=1, n_centroids=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(index.ids) == 150
 
 
 def test_threads_change_nothing(case, rescoring):

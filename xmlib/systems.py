@@ -23,7 +23,7 @@ from xmlib import reported
 from xmlib.carbon import Meter
 from xmlib.data.collection import Collection
 from xmlib.evaluation import Run
-from xmlib.index import analysis
+from xmlib.index import analysis, store
 from xmlib.languages import TRAINING_LANGUAGE
 from xmlib.paths import RUNS
 from xmlib.stages import RECORD, fingerprint, stage
@@ -310,8 +310,13 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
             texts[start:stop], lang, progress=f"encode {collection.lang}" if progress else None
         )
 
-    origin = {"model": identity(system.model), "lang": lang, "collection": collection.passages.fingerprint}
-    _vector_index(system).build(folder, chunks, list(collection.passages.ids), origin)
+    _vector_index(system).build(folder, chunks, list(collection.passages.ids), _origin(system, collection))
+
+
+def _origin(system: System, collection: Collection) -> dict:
+    """What the vectors in an index were made with, and of."""
+    lang = system.route(collection.lang)
+    return {"model": identity(system.model), "lang": lang, "collection": collection.passages.fingerprint}
 
 
 def _vector_index(system: System):
@@ -325,6 +330,7 @@ def _search(system: System, folder: Path, collection: Collection, k: int) -> tup
     texts, opened = list(collection.queries.values()), open_index(system, folder)
     if system.kind == "bm25":
         return opened.search(texts, k)
+    store.check_same(opened.stored, _origin(system, collection))
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
     if system.group == "single-vector":
         return opened.search(model.encode_queries(texts, lang), k)

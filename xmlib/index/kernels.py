@@ -5,6 +5,7 @@ that by itself, so a `Lanes` value is a vector of 32 numbers with a handful of o
 the registers the processor has: one of AVX-512, two of AVX2, four of SSE or NEON. Nothing here is specific to one.
 
     approximate    a score for every passage, from the centroids its tokens lie at
+    highest        the centroids nearest to each query token      accumulate   a score for passages in their lists
     best           the n highest of those scores
     rerank         scores of a few passages from residual codes, by adding table rows
     rescore        scores of a few passages from 8-bit vectors
@@ -130,7 +131,13 @@ def _difference(builder, number, one, other):
     return builder.fsub(one, other, flags=("fast",)) if number is types.float32 else builder.sub(one, other)
 
 
+def _at_least(builder, number, one, other):
+    """1 where an unsigned number is no smaller than the other, else 0."""
+    return builder.zext(builder.icmp_unsigned(">=", one, other), one.type)
+
+
 larger = _elementwise(_larger)
+at_least = _elementwise(_at_least)
 smaller = _elementwise(_smaller)  # of int32
 plus = _elementwise(_sum)
 minus = _elementwise(_difference)
@@ -423,11 +430,121 @@ def unpack(packed, n_bits, code_T):
 
 
 @compiled
-def lists(codes_T, offsets_B1, next_C):
-    """Passages sorted by the centroids of their tokens; next_C is where each centroid's run starts, and is used up."""
-    document_T = np.empty(len(codes_T), np.int32)
-    for b in range(len(offsets_B1) - 1):
-        for t in range(offsets_B1[b], offsets_B1[b + 1]):
-            document_T[next_C[codes_T[t]]] = b
-            next_C[codes_T[t]] += 1
-    return document_T
+def unpack_some(packed, n_bits, rows_N, code_N):
+    """As unpack, of some rows."""
+    mask = (1 << n_bits) - 1
+    for n in range(len(rows_N)):
+        bit = rows_N[n] * n_bits
+        first, last = bit >> 3, (bit + n_bits + 7) >> 3
+        value = np.int64(0)
+        for i in range(first, last):
+            value |= np.int64(packed[i]) << (8 * (i - first))
+        code_N[n] = (value >> (bit & 7)) & mask
+
+
+@compiled
+def count_postings(codes_T, lengths_B, first, last_C, count_CP):
+    """How many passages of each block have a token at each centroid; `first` is the position of the first passage.
+
+    last_C, the passage counted last at each centroid, begins as -1.
+    """
+    t = 0
+    for b in range(len(lengths_B)):
+        position = first + b
+        for _ in range(lengths_B[b]):
+            c = codes_T[t]
+            t += 1
+            if last_C[c] != position:
+                last_C[c] = position
+                count_CP[c, position >> 16] += 1
+
+
+@compiled
+def fill_postings(codes_T, lengths_B, first, lowest, last_C, next_C, posting_N):
+    """Passages of centroids lowest … lowest + len(next_C), without the bits that say the block, run by run.
+
+    next_C is where the next passage of each run goes.
+    """
+    t = 0
+    for b in range(len(lengths_B)):
+        position = first + b
+        for _ in range(lengths_B[b]):
+            c = np.intp(codes_T[t]) - lowest
+            t += 1
+            if 0 <= c < len(next_C) and last_C[c] != position:
+                last_C[c] = position
+                posting_N[next_C[c]] = position & 65535
+                next_C[c] += 1
+
+
+@compiled
+def highest(bytes_CL, S, n, threshold_L):
+    """The centroids of the n highest bytes of each query token, and of all that tie with the last.
+
+    Returns cell_N and by how much the byte is above the lowest one chosen, plus 1, best first within each query token,
+    and where each query token's run starts. Counts all lanes at once, eight times, to find the thresholds.
+    """
+    C, L = bytes_CL.shape
+    least_L, most_L = np.zeros(L, np.int64), np.full(L, 256)  # threshold: least meets n, most does not
+    count_L, part_L = np.empty(L, np.int64), np.empty(L, np.uint8)
+    for _ in range(8):
+        for l in range(L):
+            threshold_L[l] = (least_L[l] + most_L[l]) // 2
+        count_L[:] = 0
+        for l in range(0, L, LANES):
+            by = load(threshold_L, l)
+            for c in range(0, C, 255):
+                count = fill(np.uint8(0))
+                for i in range(c, min(c + 255, C)):
+                    count = plus(count, at_least(load(bytes_CL, i * L + l), by))
+                store(part_L, l, count)
+                for i in range(l, l + LANES):
+                    count_L[i] += part_L[i]
+        for l in range(L):
+            if count_L[l] >= min(n, C):
+                least_L[l] = (least_L[l] + most_L[l]) // 2
+            else:
+                most_L[l] = (least_L[l] + most_L[l]) // 2
+    threshold_L[:] = least_L
+    start_S1 = np.zeros(S + 1, np.int64)
+    of_S256 = np.zeros((S, 257), np.int64)  # how many of each byte, from the highest down, to sort by counting
+    for fills in range(2):
+        if fills:
+            for s in range(S):
+                start_S1[s + 1] = start_S1[s] + of_S256[s].sum()
+                at = start_S1[s]
+                for v in range(257):
+                    of_S256[s, v], at = at, at + of_S256[s, v]
+            cell_N = np.empty(start_S1[S], np.int32)
+            above_N = np.empty(start_S1[S], np.int32)
+        for l in range(0, L, LANES):
+            by = load(threshold_L, l)
+            for c in range(C):
+                if total(at_least(load(bytes_CL, c * L + l), by)):
+                    for s in range(l, min(l + LANES, S)):
+                        value = np.intp(bytes_CL[c, s])
+                        if value >= least_L[s]:
+                            if fills:
+                                cell_N[of_S256[s, 255 - value]] = c
+                                above_N[of_S256[s, 255 - value]] = value - least_L[s] + 1
+                            of_S256[s, 255 - value] += 1
+    return cell_N, above_N, start_S1
+
+
+@compiled
+def accumulate(cell_N, above_N, start_S1, posting_at, postings, n_blocks, score_B):
+    """Add to each passage, for every query token, the best of the chosen centroids that one of its tokens lies at.
+
+    Block after block, so that what is added to stays in cache.
+    """
+    seen = np.empty(65536, np.uint16)
+    for p in range(n_blocks):
+        seen[:] = 0
+        for s in range(len(start_S1) - 1):
+            for n in range(start_S1[s], start_S1[s + 1]):
+                run = np.intp(cell_N[n]) * n_blocks + p
+                for i in range(posting_at[run], posting_at[run + 1]):
+                    b = np.intp(postings[i])
+                    if seen[b] != s + 1:
+                        seen[b] = s + 1
+                        score_B[p * 65536 + b] += above_N[n]

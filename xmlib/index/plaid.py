@@ -3,8 +3,9 @@
 A search narrows down, and every stage is MaxSim, of ever better approximations of the token vectors:
 
     1. every passage, as if each token lay at its centroid: one byte per query token and centroid, looked up and
-       maximised. So cheap that inverted lists pay only beyond WHOLE tokens, where passages count that have a token at
-       one of the n_probe centroids nearest to a query token
+       maximised. So cheap that inverted lists pay only beyond WHOLE tokens: there passages add up, for every query
+       token, the best of the n_probe centroids nearest to it that they have a token at, and the first LISTED times
+       n_candidates by that sum are looked at
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product
     3. where there is a side file of 8-bit vectors, the best n_rescored of these once more
 
@@ -12,8 +13,12 @@ Scores are those of the last stage there is.
 
 Axes, used as suffixes:  A queries · B documents · N candidates · S query tokens · T document tokens · C centroids
                          H embedding · R bytes of a residual · L = S filled up to a multiple of LANES · k results
+                         P blocks of BLOCK passages
+
+Beyond WHOLE tokens nothing is unpacked into memory: an index opens at once and searches what is mapped.
 """
 
+import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +32,9 @@ from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 KIND = "plaid-pq"
 WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
 PROBED = 8  # centroids per query token beyond that
+LISTED = 8  # passages out of the lists for each candidate
+BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
+LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
 EFFORTS = {1: (100, 2), 2: (300, 4), 3: (800, 8), 4: (3000, 16)}  # n_candidates: so many, and so many for each of the k
 
 
@@ -36,12 +44,15 @@ class PlaidIndex:
     def __init__(self, stored: store.Stored) -> None:
         arrays = stored.arrays
         self.stored = stored
-        self.ids = stored.ids
         self.codec = _codec(arrays)
         self.offsets_B1 = offsets_of(arrays["lengths"])
         self.residuals_TR = np.asarray(arrays["residuals"])  # still mapped, without the cost of np.memmap per access
         self.fine_TH = np.asarray(arrays["fine"]) if "fine" in arrays else None
         self._spare = []  # memory of searches that are over, for the next ones
+
+    @property
+    def ids(self) -> list[str]:
+        return self.stored.ids
 
     @cached_property
     def codes_T(self) -> np.ndarray:
@@ -69,18 +80,20 @@ class PlaidIndex:
         0.96, 0.985 and 0.99. The rest is for experts, and follows from k and effort where it is not given.
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
-        default OMP_NUM_THREADS or the number of processors.
+        default OMP_NUM_THREADS or the number of processors. `n_probe` is for an index with inverted lists.
         """
         if effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
-        if n_probe is None and len(self.residuals_TR) > WHOLE:
-            n_probe = PROBED * effort
+        if self._lists is None and n_probe is not None:
+            raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
+        n_probe = n_probe or PROBED * effort
         some, each = EFFORTS[effort]
         n_candidates = max(k, n_candidates or some + each * k)
         n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
-        self.codes_T, self.gains_T  # noqa: B018, made once, before there are threads
+        if self._lists is None:
+            self.codes_T, self.gains_T  # noqa: B018, made once, before there are threads
 
         def one(a: int) -> None:
             q_SH = q_ASH[a][q_mask_AS[a]]
@@ -98,7 +111,7 @@ class PlaidIndex:
                 one(a)
         return scores_Ak, positions_Ak
 
-    def _search(self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int | None):
+    def _search(self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int):
         """One rotated query of real tokens only. Scores and positions, best first."""
         S, H = q_SH.shape
         L = -(-S // kernels.LANES) * kernels.LANES
@@ -115,18 +128,18 @@ class PlaidIndex:
         low_L = (self._mean_H @ q_HL * factor).astype(np.int16)
         kernels.to_bytes(memory.table_CL, low_L, memory.bytes_CL)
 
-        positions_N = self._everything if n_probe is None else self._listed(memory.table_CL[:, :S], n_probe)
+        if self._lists is None:
+            positions_N = self._everything
+        else:
+            positions_N = self._listed(memory, S, n_probe, LISTED * n_candidates)
+        rows_N, offsets_B1, codes_T = self._codes(positions_N)
         score_N = memory.score_B[: len(positions_N)]
-        kernels.approximate(positions_N, self.offsets_B1, self.codes_T, memory.bytes_CL, score_N)
+        kernels.approximate(rows_N, offsets_B1, codes_T, memory.bytes_CL, score_N)
         positions_N = positions_N[kernels.best(score_N, n_candidates)]
 
         kernels.residual_table(self.codec.codebook_RWd, q_HL, factor, memory.table_RWL)
         score_N = kernels.rerank(
-            positions_N,
-            self.offsets_B1,
-            self.codes_T,
-            self.gains_T,
-            self.residuals_TR,
+            *self._tokens(positions_N),
             self._gains,
             memory.table_CL,
             memory.table_RWL,
@@ -142,9 +155,38 @@ class PlaidIndex:
         best = np.argsort(-score_N, kind="stable")[:k]
         return score_N[best], positions_N[best]
 
+    def _codes(self, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where some passages stand, between which offsets, of which codes: all there are, or their own, just read."""
+        if self._lists is None:
+            return positions_N, self.offsets_B1, self.codes_T
+        rows_T, offsets_N1 = rows_of(self.offsets_B1, positions_N)
+        codes_T = residual.unpack_rows(self.stored.arrays["codes"], self.codec.code_bits, rows_T)
+        return np.arange(len(positions_N)), offsets_N1, codes_T
+
+    def _tokens(self, positions_N: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As _codes, with gains and residuals."""
+        if self._lists is None:
+            return positions_N, self.offsets_B1, self.codes_T, self.gains_T, self.residuals_TR
+        rows_T, _ = rows_of(self.offsets_B1, positions_N)
+        gains_T = residual.unpack_rows(self.stored.arrays["gains"], residual.GAIN_BITS, rows_T)
+        return *self._codes(positions_N), gains_T, self.residuals_TR.take(rows_T, axis=0)
+
+    def _listed(self, memory: "_Memory", S: int, n_probe: int, n: int) -> np.ndarray:
+        """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
+        cell_N, above_N, start_S1 = kernels.highest(memory.bytes_CL, S, n_probe, memory.threshold_L)
+        memory.score_B[:] = -1
+        kernels.accumulate(cell_N, above_N, start_S1, *self._lists, _blocks(len(self.stored)), memory.score_B)
+        return kernels.best(memory.score_B, n)
+
+    @cached_property
+    def _lists(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where each run of passages starts and the passages, by centroid and block; None where all are looked at."""
+        arrays = self.stored.arrays
+        return (np.asarray(arrays["posting_at"]), np.asarray(arrays["postings"])) if "postings" in arrays else None
+
     @cached_property
     def _everything(self) -> np.ndarray:
-        return np.arange(len(self.ids))
+        return np.arange(len(self.stored))
 
     @cached_property
     def _mean_H(self) -> np.ndarray:
@@ -153,23 +195,6 @@ class PlaidIndex:
     @cached_property
     def _gains(self) -> np.ndarray:
         return np.rint(self.codec.gain_levels * 2**15).astype(np.int32)
-
-    @cached_property
-    def _lists(self) -> tuple[np.ndarray, np.ndarray]:
-        """Passages by centroid, a passage once per token that lies there, and where each centroid's run starts."""
-        offsets_C1 = offsets_of(np.bincount(self.codes_T, minlength=len(self.codec.centroids_CH)))
-        return kernels.lists(self.codes_T, self.offsets_B1, offsets_C1.copy()), offsets_C1
-
-    def _listed(self, table_CS: np.ndarray, n_probe: int) -> np.ndarray:
-        """Passages with a token at one of the centroids nearest to each query token."""
-        C = len(table_CS)
-        n_probe = min(n_probe, C)
-        cells = np.unique(np.argpartition(table_CS, C - n_probe, axis=0)[C - n_probe :])
-        documents, offsets_C1 = self._lists
-        rows, _ = rows_of(offsets_C1, cells)
-        seen_B = np.zeros(len(self.ids), bool)
-        seen_B[documents[rows]] = True
-        return np.flatnonzero(seen_B)
 
     @cached_property
     def decoded(self) -> TokenVectors:
@@ -195,7 +220,9 @@ class PlaidIndex:
         return {"codes": "T", "gains": "T", "residuals": "TR"} | ({} if self.fine_TH is None else {"fine": "TH"})
 
     def _update(self, ids, arrays, lengths) -> None:
-        store.update(self.stored, ids, _packed(arrays, self.codec) | {"lengths": lengths})
+        arrays = arrays | {"lengths": lengths if isinstance(lengths, list) else [lengths]}
+        lists = {} if self._lists is None else _lists_of(arrays, len(ids), len(self.codec.centroids_CH))
+        store.update(self.stored, ids, _packed(arrays, self.codec) | lists)
         stored = store.open(self.stored.path, KIND)
         self.__dict__.clear()  # as if opened just now: what was cached of the old index goes
         self.__init__(stored)
@@ -208,6 +235,7 @@ class PlaidIndex:
             "tokens": T,
             "token_bytes": size["codes"] + size["gains"] + size["residuals"],
             "formula_bytes": T * (self.codec.n_bits * H + self.codec.code_bits) / 8,
+            "list_bytes": size.get("postings", 0) + size.get("posting_at", 0),
             "rescore_bytes": size.get("fine", 0) + size.get("fine_scales", 0),
             "codec_bytes": sum(size[name] for name in ("centroids", "rotation", "codebook", "gain_levels")),
             "length_bytes": size["lengths"],
@@ -222,7 +250,7 @@ class _Memory:
 
     def __init__(self, index: PlaidIndex) -> None:
         self.C, self.RW = len(index.codec.centroids_CH), index.codec.codebook_RWd.shape[:2]
-        self.score_B = np.empty(len(index.ids), np.int32)
+        self.score_B = np.empty(len(index.stored), np.int32)
         self.L = 0
 
     def fit(self, L: int) -> None:
@@ -231,6 +259,7 @@ class _Memory:
             self.table_CL = np.empty((self.C, L), np.int16)
             self.bytes_CL = np.empty((self.C, L), np.uint8)
             self.table_RWL = np.empty((*self.RW, L), np.int16)
+            self.threshold_L = np.empty(L, np.uint8)
 
 
 def build(
@@ -243,13 +272,18 @@ def build(
     seed: int = 42,
     chunk_passages: int = 1000,
     rescore: bool | None = None,
+    lists: bool | None = None,
 ) -> PlaidIndex:
     """Index a collection and open it. A build that was cut off goes on where it stopped.
 
     `chunks(start, stop)` returns the TokenVectors of the passages at these positions and is asked once for each. A
     random set of chunks is the sample: kept uncompressed until the codec is trained on it. Without `n_centroids`
     their number follows the number of tokens. With `rescore` a side file of H bytes per token is kept for the last
-    stage of a search; by default where the collection is small, up to about WHOLE tokens.
+    stage of a search; by default where the collection is small, up to about WHOLE tokens. With `lists` there are
+    inverted lists, 2 bytes and more per token; by default where it is larger.
+
+    One chunk at a time is in memory, the sample that the codec is trained on, LIST_BYTES of inverted lists, and what
+    grows with the collection: its ids, and 4 bytes per centroid and BLOCK passages.
     """
     choices = {
         "n_bits": n_bits,
@@ -257,6 +291,7 @@ def build(
         "seed": seed,
         "chunk_passages": chunk_passages,
         "rescore": rescore,
+        "lists": lists,
     }
     parts = store.Parts(folder, ids, kind=KIND, origin=origin, **choices)
     spans = store.chunks_of(len(ids), chunk_passages)
@@ -298,8 +333,11 @@ def build(
     trained = parts.once("codec", lambda: train(list(sample.values())))
     codec = _codec(trained)
     done = [parts.once(f"codes-{i}", lambda i=i: compress(sample.get(i) or encode(i))) for i in range(len(spans))]
-    arrays = _packed(store.join(done), codec)
-    store.create(folder, KIND, origin, choices, ids, arrays | trained)
+    arrays = store.join(done)
+    n_tokens = sum(int(lengths_B.sum()) for lengths_B in arrays["lengths"])
+    if lists or (lists is None and n_tokens > WHOLE):
+        trained = {**trained, **_lists_of(arrays, len(ids), len(codec.centroids_CH))}
+    store.create(folder, KIND, origin, choices, ids, _packed(arrays, codec) | {**trained})
     return open(folder)
 
 
@@ -320,11 +358,47 @@ def _compress(codec: residual.Codec, fine_scales: np.ndarray | None, vectors_TH:
     return arrays
 
 
-def _packed(arrays: dict[str, list[np.ndarray]], codec: residual.Codec) -> dict[str, list[np.ndarray]]:
+def _packed(arrays: dict, codec: residual.Codec) -> dict:
     """As they go to disk: codes and gains as strings of bits."""
-    codes = residual.pack_codes(np.concatenate(arrays["codes"]), codec.code_bits)
-    gains = residual.pack_codes(np.concatenate(arrays["gains"]), residual.GAIN_BITS)
-    return arrays | {"codes": codes, "gains": gains}
+    codes = residual.pack_parts(arrays["codes"], codec.code_bits)
+    return arrays | {"codes": codes, "gains": residual.pack_parts(arrays["gains"], residual.GAIN_BITS)}
+
+
+def _lists_of(arrays: dict, B: int, C: int) -> dict:
+    """Inverted lists: the passages that have a token at each centroid, in order, as their place within their block.
+
+    A pass over the codes counts; further ones write, as many centroids at a time as LIST_BYTES hold.
+    """
+    last_C, count_CP = np.full(C, -1), np.zeros((C, _blocks(B)), np.uint32)
+    for codes_T, lengths_B, first in _spans(arrays):
+        kernels.count_postings(codes_T, lengths_B, first, last_C, count_CP)
+    size_C = count_CP.sum(axis=1, dtype=np.int64)
+    posting_at = offsets_of(count_CP.ravel())
+    if posting_at[-1] >= 2**32:
+        raise ValueError(f"{posting_at[-1]:,} entries of inverted lists are too many for one index: build shards")
+
+    def postings():
+        first = np.searchsorted(offsets_of(size_C), np.arange(0, posting_at[-1], LIST_BYTES // 2), side="right") - 1
+        for low, high in itertools.pairwise([*np.unique(first), C]):
+            posting_N, last_C = np.empty(size_C[low:high].sum(), np.uint16), np.full(high - low, -1)
+            next_C = offsets_of(size_C[low:high])[:-1]
+            for codes_T, lengths_B, first in _spans(arrays):
+                kernels.fill_postings(codes_T, lengths_B, first, low, last_C, next_C, posting_N)
+            yield posting_N
+
+    return {"posting_at": posting_at.astype(np.uint32), "postings": postings()}
+
+
+def _spans(arrays: dict):
+    """Codes and lengths of run after run of passages, and where the run starts."""
+    first = 0
+    for codes_T, lengths_B in zip(arrays["codes"], arrays["lengths"], strict=True):
+        yield np.asarray(codes_T), np.asarray(lengths_B), first
+        first += len(lengths_B)
+
+
+def _blocks(B: int) -> int:
+    return -(-B // BLOCK)
 
 
 def _codec(arrays: dict[str, np.ndarray]) -> residual.Codec:

@@ -15,6 +15,7 @@ Axes, used as suffixes:  T document tokens · C centroids · H embedding · R = 
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +30,8 @@ CODEWORDS = 256
 CODEWORD_ITERATIONS = 12
 CODEWORD_SAMPLE = 1 << 14  # vectors whose residuals set rotation, codewords and gains
 GAIN_BITS = 4
-GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them
+GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them,
+GROUPED_TRAINING = 1 << 15  # and from which on k-means does so too
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
 
@@ -54,7 +56,11 @@ class Codec:
     def encode(self, vectors_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns codes_T (int32), gains_T (uint8, numbers of levels) and residuals_TR (uint8)."""
         rotated_TH = self.rotate(vectors_TH)
-        codes_T = self._nearly_nearest(rotated_TH)
+        codes_T = (
+            nearest(rotated_TH, self.centroids_CH)
+            if len(self.centroids_CH) < GROUPED
+            else nearly_nearest(rotated_TH, self.centroids_CH, *self._groups)
+        )
         sum_TH = self.centroids_CH.take(codes_T, axis=0)
         residuals_TR = nearest_codewords(rotated_TH - sum_TH, self.codebook_RWd)
         sum_TH += self._values(residuals_TR)
@@ -81,31 +87,9 @@ class Codec:
         centroid = np.linalg.norm(self.centroids_CH, axis=1).max()
         return float(self.gain_levels[-1] * (centroid + np.sqrt(codeword_R.sum())))
 
-    def _nearly_nearest(self, rotated_TH: np.ndarray) -> np.ndarray:
-        """The nearest centroid, but for one token in fifty a hardly worse one, at a quarter of the time.
-
-        A token is compared with the sixteenth of the centroids nearest to the middle of its group. Tokens of a group go
-        together, so that it all stays matrix products.
-        """
-        if len(self.centroids_CH) < GROUPED:
-            return nearest(rotated_TH, self.centroids_CH)
-        middles_GH, members_GN = self._groups
-        group_T = nearest(rotated_TH, middles_GH)
-        order_T = np.argsort(group_T, kind="stable")
-        codes_T = np.empty(len(rotated_TH), np.int32)
-        for rows in np.split(order_T, np.cumsum(np.bincount(group_T, minlength=len(middles_GH)))[:-1]):
-            if len(rows):
-                members_N = members_GN[group_T[rows[0]]]
-                codes_T[rows] = members_N[nearest(rotated_TH[rows], self.centroids_CH[members_N])]
-        return codes_T
-
     @cached_property
     def _groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middles of groups of centroids, and the centroids nearest to each middle, of which groups share many."""
-        C = len(self.centroids_CH)
-        middles_GH = kmeans(self.centroids_CH, 4 * math.isqrt(C), seed=0)
-        sim_GC = middles_GH @ self.centroids_CH.T
-        return middles_GH, np.sort(np.argpartition(-sim_GC, C // 16, axis=1)[:, : C // 16], axis=1).astype(np.int32)
+        return groups(self.centroids_CH)
 
     def _values(self, residuals_TR: np.ndarray) -> np.ndarray:
         R, W, d = self.codebook_RWd.shape
@@ -181,6 +165,8 @@ def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int) -> np.ndarray:
     """
     import faiss
 
+    if n_centroids >= GROUPED_TRAINING:
+        return _grouped_kmeans(draw(vectors_TH, n_centroids * POINTS_PER_CENTROID, seed), n_centroids, seed)
     clustering = faiss.Kmeans(
         vectors_TH.shape[1],
         n_centroids,
@@ -203,6 +189,49 @@ def nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
     return flat.search(np.ascontiguousarray(vectors_TH), 1)[1][:, 0].astype(np.int32)
 
 
+def groups(centroids_CH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of groups of centroids (G, H), and the centroids nearest to each (G, N), of which groups share many."""
+    C = len(centroids_CH)
+    N = min(C // 16, 8 * math.isqrt(C))  # so that every centroid is in 32 groups, whatever their number
+    middles_GH = kmeans(centroids_CH, 4 * math.isqrt(C), seed=0)
+    members_GN = np.empty((len(middles_GH), N), np.int32)
+    for group, middle_H in enumerate(middles_GH):  # one at a time: all at once are gigabytes of products
+        members_GN[group] = np.sort(np.argpartition(-(centroids_CH @ middle_H), N)[:N])
+    return middles_GH, members_GN
+
+
+def nearly_nearest(vectors_TH, centroids_CH, middles_GH, members_GN) -> np.ndarray:
+    """As `nearest`, but for one vector in forty a hardly worse centroid, at a quarter of the time or less.
+
+    A vector is compared with the centroids of its group alone. Vectors of a group go together, so that it all stays
+    matrix products.
+    """
+    group_T = nearest(vectors_TH, middles_GH)
+    order_T = np.argsort(group_T, kind="stable")
+    codes_T = np.empty(len(vectors_TH), np.int32)
+    for rows in np.split(order_T, np.cumsum(np.bincount(group_T, minlength=len(middles_GH)))[:-1]):
+        if len(rows):
+            members_N = members_GN[group_T[rows[0]]]
+            codes_T[rows] = members_N[nearest(vectors_TH[rows], centroids_CH[members_N])]
+    return codes_T
+
+
+def _grouped_kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int) -> np.ndarray:
+    """As `kmeans`, with `nearly_nearest`: all products of 65,536 centroids take minutes, those of groups seconds.
+
+    A centroid that no vector is nearest to stays where it is.
+    """
+    rng = np.random.default_rng(seed)
+    centroids_CH = vectors_TH[rng.choice(len(vectors_TH), n_centroids, replace=len(vectors_TH) < n_centroids)]
+    for _ in range(ITERATIONS):
+        codes_T = nearly_nearest(vectors_TH, centroids_CH, *groups(centroids_CH))
+        order_T = np.argsort(codes_T, kind="stable")
+        used_C, starts_C = np.unique(codes_T[order_T], return_index=True)
+        sum_CH = np.add.reduceat(vectors_TH[order_T], starts_C, axis=0)
+        centroids_CH[used_C] = sum_CH / np.maximum(np.linalg.norm(sum_CH, axis=1), 1e-6)[:, None]
+    return centroids_CH
+
+
 def n_centroids_for(n_tokens: int) -> int:
     """2 ** floor(log2(16 · sqrt(tokens))), as PLAID has it, and never more than there are tokens."""
     return 1 << (int(min(16 * np.sqrt(n_tokens), n_tokens)).bit_length() - 1)
@@ -217,11 +246,33 @@ def pack_codes(codes_T: np.ndarray, n_bits: int) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.uint8), *blocks])
 
 
+def pack_parts(parts: Iterable[np.ndarray], n_bits: int) -> Iterator[np.ndarray]:
+    """As pack_codes of all parts together, one part in memory at a time."""
+    rest = np.zeros(0, np.int32)
+    for part in parts:
+        codes = np.concatenate([rest, part])
+        whole = len(codes) // 8 * 8  # so many fill whole bytes
+        yield pack_codes(codes[:whole], n_bits)
+        rest = codes[whole:]
+    yield pack_codes(rest, n_bits)
+
+
 def unpack_codes(packed: np.ndarray, n_bits: int, T: int) -> np.ndarray:
     """The T codes in a string of bits, in the smallest unsigned type that holds them."""
-    codes_T = np.empty(T, np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32)
+    codes_T = np.empty(T, _code_type(n_bits))
     kernels.unpack(np.asarray(packed), n_bits, codes_T)
     return codes_T
+
+
+def unpack_rows(packed: np.ndarray, n_bits: int, rows_N: np.ndarray) -> np.ndarray:
+    """As unpack_codes(...)[rows_N], reading no others."""
+    codes_N = np.empty(len(rows_N), _code_type(n_bits))
+    kernels.unpack_some(np.asarray(packed), n_bits, rows_N, codes_N)
+    return codes_N
+
+
+def _code_type(n_bits: int) -> type:
+    return np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32
 
 
 def draw(vectors_TH: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,16 @@ class Stored:
 
     path: Path
     meta: dict
-    ids: list[str]
     arrays: dict[str, np.ndarray]
+    id_bytes: np.ndarray  # mapped as the arrays are: millions of Python strings are made when somebody asks
+
+    def __len__(self) -> int:
+        """The number of passages."""
+        return self.meta["passages"]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.id_bytes.tobytes().decode().split("\n")[:-1]
 
     @property
     def settings(self) -> dict:
@@ -53,7 +62,7 @@ class Stored:
 
 
 def create(folder, kind: str, origin: dict, settings: dict, ids: list[str], arrays: dict) -> None:
-    """Write a whole index folder. An array may be given as a list of parts to be joined along the first axis."""
+    """Write a whole index folder. An array may be given as parts to be joined along the first axis, in any iterable."""
     folder = Path(folder)
     check_absent(folder)
     check_origin(origin)
@@ -73,13 +82,16 @@ def update(stored: Stored, ids: list[str], arrays: dict) -> None:
     """Replace the ids and the given arrays of a folder in one step; arrays not given stay as they are."""
     check_ids(ids)
     generation = stored.meta["generation"] + 1
-    files = stored.meta["files"] | _write_files(stored.path, generation, ids, arrays)
-    _write_meta(stored.path, stored.meta | {"generation": generation, "passages": len(ids), "files": files})
-    # Old files go last. A search that has them mapped keeps them until it lets go.
-    wanted = {META} | {file["file"] for file in files.values()}
-    for path in stored.path.iterdir():
-        if path.name not in wanted:
-            path.unlink()
+    try:
+        files = stored.meta["files"] | _write_files(stored.path, generation, ids, arrays)
+        _write_meta(stored.path, stored.meta | {"generation": generation, "passages": len(ids), "files": files})
+    finally:
+        # Old files go last; after a failure, say of a full disk, the new ones do, whose space is needed. A search that
+        # has files mapped keeps them until it lets go.
+        wanted = {META} | {file["file"] for file in _read_meta(stored.path)["files"].values()}
+        for path in stored.path.iterdir():
+            if path.name not in wanted:
+                path.unlink()
 
 
 def open(folder, kind: str) -> Stored:
@@ -99,9 +111,8 @@ def _open(folder: Path, meta: dict, kind: str) -> Stored:
         raise IndexFolderError(f"{folder / META}: expected an index of kind {kind!r}, found {meta['kind']!r}")
     for file in meta["files"].values():
         _check_file(folder, file, checksum=file["bytes"] <= CHEAP_BYTES)
-    ids = (folder / meta["files"]["ids"]["file"]).read_text(encoding="utf-8").split("\n")[:-1]
     arrays = {name: _map(folder, file) for name, file in meta["files"].items() if name != "ids"}
-    return Stored(folder, meta, ids, arrays)
+    return Stored(folder, meta, arrays, np.memmap(folder / meta["files"]["ids"]["file"], np.uint8, mode="r"))
 
 
 def verify(folder) -> None:
@@ -140,8 +151,8 @@ class Parts:
             self.path.mkdir(parents=True)
             _write_text(key_path, text)
 
-    def once(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of the piece of this name, as memory maps; first made and kept, all or none, if not there yet."""
+    def once(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> "Piece":
+        """The arrays of the piece of this name; first made and kept, all or none, if not there yet."""
         piece = self.path / name
         if not piece.exists():
             beside = piece.with_name(f"{name}.writing")
@@ -150,7 +161,26 @@ class Parts:
             for key, array in make().items():
                 _write_array(beside / f"{key}.npy", [array])
             os.rename(beside, piece)
-        return {path.stem: np.load(path, mmap_mode="r") for path in piece.iterdir()}
+        return Piece(piece)
+
+
+class Piece(Mapping):
+    """Arrays by name, each mapped for as long as it is used: a large build has more pieces than files may be open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        path = self.path / f"{name}.npy"
+        if not path.exists():
+            raise KeyError(name)
+        return np.load(path, mmap_mode="r")
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in sorted(self.path.iterdir()))
+
+    def __len__(self) -> int:
+        return len(list(self.path.iterdir()))
 
 
 def chunks_of(n: int, size: int) -> list[tuple[int, int]]:
@@ -166,9 +196,20 @@ def encode(chunks: Callable, start: int, stop: int):
     return chunk
 
 
-def join(parts: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """Arrays by name, each as the list of its parts, the form that `create` writes."""
-    return {name: [part[name] for part in parts] for name in parts[0]}
+def join(parts: list[Mapping[str, np.ndarray]]) -> dict[str, "Column"]:
+    """Arrays by name, each in its parts, the form that `create` writes."""
+    return {name: Column(parts, name) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Column:
+    """The parts of one array, opened one at a time, and as often as asked."""
+
+    parts: list[Mapping[str, np.ndarray]]
+    name: str
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (part[self.name] for part in self.parts)
 
 
 def check_absent(folder: Path) -> None:
@@ -231,8 +272,7 @@ def _write_files(folder: Path, generation: int, ids: list[str], arrays: dict) ->
     files["ids"] = _describe(ids_path)
     for name, parts in arrays.items():
         path = folder / f"{name}{mark}.npy"
-        parts = parts if isinstance(parts, list) else [parts]
-        _write_array(path, parts)
+        _write_array(path, [parts] if isinstance(parts, np.ndarray) else parts)
         files[name] = _describe(path)
     return files
 
@@ -241,16 +281,26 @@ def _describe(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def _write_array(path: Path, parts: list[np.ndarray]) -> None:
-    """One .npy file from parts that need not fit in memory together."""
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+def _write_array(path: Path, parts: Iterable[np.ndarray]) -> None:
+    """One .npy file from parts, of which one at a time is in memory. How many rows there are is known at the end."""
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
+        rows = 0
+        for i, part in enumerate(parts):
+            if i == 0:
+                _write_header(file, part, 0)
             file.write(memoryview(np.ascontiguousarray(part)).cast("B") if part.size else b"")
+            rows += len(part)
+        file.seek(0)
+        _write_header(file, part, rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_header(file, part: np.ndarray, rows: int) -> None:
+    """Of the same length for any number of rows: the format leaves room for the first axis to grow."""
+    shape = (rows, *part.shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _write_text(path: Path, text: str) -> None:
