@@ -1,7 +1,6 @@
 """Lucene through Pyserini: what is missing is said; where it is there, it ranks as our own BM25 does."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -44,7 +43,7 @@ def test_a_java_that_does_not_load_anserini_is_reported_in_its_own_words(monkeyp
 
 
 def test_a_folder_that_is_not_its_own_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no Lucene index: it has no meta.json"):
+    with pytest.raises(FileNotFoundError, match=r"no Lucene index: it has no meta\.json"):
         lucene.Lucene.open(tmp_path)
     (tmp_path / "meta.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="expected format 'xmlib-lucene-1'"):
@@ -52,9 +51,6 @@ def test_a_folder_that_is_not_its_own_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "pyserini" not in sys.modules and not lucene.importlib.util.find_spec("pyserini"), reason="pyserini"
-)
 @pytest.mark.parametrize(
     ("lang", "texts", "query"),
     [
@@ -72,6 +68,7 @@ def test_lucene_ranks_as_our_bm25_and_scores_nearly_the_same(tmp_path, lang, tex
     for opened in (index, lucene.Lucene.open(tmp_path / "lucene")):
         scores, positions = opened.search([query, "", "haijulikani"], 5)
         np.testing.assert_array_equal(positions, ours[1])
-        np.testing.assert_allclose(scores, ours[0], rtol=1e-5)  # passages so short that their lengths are not rounded
+        # Lengths below 40 are not rounded; Anserini rounds scores to four digits, and takes 1e-6 off for every tie.
+        np.testing.assert_allclose(scores, ours[0], atol=1e-4)
     assert (positions[1:] == -1).all()
     assert index.size_report()["total_bytes"] > 500

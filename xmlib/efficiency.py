@@ -1,6 +1,6 @@
 """Table 5: what the index of every engine weighs, how long a query takes, and how good the answer is.
 
-    rows = measure([train.systems["BM25"], train.systems["ColBERT-XM"]], collection, k=1000, n_queries=100, profile="demo")
+    rows = measure([train.systems["BM25"], train.systems["ColBERT-XM"]], collection, k=1000, profile="demo")
 
 A query is asked alone, on one thread, after a warm-up that is not counted. All settings of a system's engines take
 turns, `rounds` times, and a query's latency is the median of its rounds. The clock runs from the query's vectors or
@@ -55,7 +55,7 @@ def measure(
     profile: str,
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """One row per system, engine, setting and metric (`tables.EFFICIENCY`), on the CPU and, where there is one, a GPU."""
+    """One row per system, engine, setting and metric (`tables.EFFICIENCY`), on the CPU and on a GPU if there is one."""
     asked = systems.some_queries(collection, n_queries)
     text_bytes = sum(len(collection.passages.texts.raw(i)) for i in range(len(collection.passages)))
     k, measured = min(k, len(collection.passages)), []
@@ -64,16 +64,17 @@ def measure(
     for system in rows:
         for gpu in (False, True) if torch.cuda.is_available() and system.group == "single-vector" else (False,):
             with _one_thread(), _placed(system, gpu):
-                device = notebook.device_name() if gpu else notebook.processor_name()
+                where, device = ("gpu", notebook.device_name()) if gpu else ("cpu", notebook.processor_name())
                 for engine, setting, found in _timed(list(engines(system, collection, gpu, say)), asked, k, rounds):
-                    size = {} if gpu else {"index_gb": engine.index_bytes / 1e9}
-                    size |= {} if gpu else {"index_to_text_ratio": engine.index_bytes / text_bytes}
-                    named = {
-                        f"{'gpu' if gpu else 'cpu'}_{name}" if "ms" in name else name: found[name] for name in found
+                    values = {
+                        f"{where}_{name}" if name.endswith("_ms") else name: value for name, value in found.items()
                     }
+                    if not gpu:
+                        values["index_gb"] = engine.index_bytes / 1e9
+                        values["index_to_text_ratio"] = engine.index_bytes / text_bytes
                     row = about | dict(system=system.name, model=systems.version(system), device=device)
                     row |= dict(engine=engine.name, setting=setting)
-                    measured += [row | dict(metric=name, value=value) for name, value in (size | named).items()]
+                    measured += [row | dict(metric=name, value=value) for name, value in values.items()]
     return pd.DataFrame(measured)
 
 

@@ -393,6 +393,7 @@ def efficiency(ours: pd.DataFrame, profile: str) -> pd.DataFrame:
         for row in reported.rows(5)
     ]
     chosen = ours[ours["profile"] == profile].reindex(columns=EFFICIENCY_COLUMNS).assign(source="ours")
+    chosen = chosen.fillna({name: "" for name in ("setting", "model", "lang", "split")})
     for metric in set(chosen["metric"]) - set(EFFICIENCY):
         raise ValueError(f"unknown metric {metric!r} of an engine; have: {', '.join(EFFICIENCY)}")
     for _, group in chosen.groupby(["system", "engine", "setting", "metric"], sort=False, dropna=False):
@@ -407,7 +408,7 @@ def draw_efficiency(cells: pd.DataFrame) -> Grid:
     mine = [metric for metric in EFFICIENCY if metric in set(ours["metric"])] or list(EFFICIENCY)[:3]
     header = ["", *(EFFICIENCY[metric] for metric in mine), *(f"paper {EFFICIENCY[m]}" for m in PRINTED_EFFICIENCY)]
     grid = Grid(header, caption=_efficiency_caption(ours))
-    for group in looks.FAMILIES:
+    for group in (*looks.FAMILIES, looks.family("")):
         known = [name for name in in_order(cells["system"], SYSTEMS) if looks.family(name) == group]
         if not known:
             continue
@@ -415,7 +416,8 @@ def draw_efficiency(cells: pd.DataFrame) -> Grid:
         here = [name for name in known if name in set(ours["system"])]
         if not here:
             grid.rows.append([Cell(", ".join(dict.fromkeys(printed["system"])), bold=True)])
-            grid.rows += [_engine_row(engine, {}, mine, printed) for engine in dict.fromkeys(printed["engine"])]
+            for engine, block in printed.groupby("engine", sort=False):
+                grid.rows.append(_engine_row(engine, {}, mine, block))
         for system in here:
             block = ours[ours["system"] == system]
             beside = [name for name in dict.fromkeys(printed["system"]) if name != system]
@@ -423,16 +425,14 @@ def draw_efficiency(cells: pd.DataFrame) -> Grid:
             title = f"{system}{stand_in}" + (f", beside the paper's {', '.join(beside)}" if beside else "")
             grid.rows.append([Cell(title, bold=True)])
             for engine in in_order([*block["engine"], *printed["engine"]], _ENGINE_ORDER):
-                settings = list(dict.fromkeys(block.loc[block["engine"] == engine, "setting"]))
-                for i, setting in enumerate(settings or [None]):
-                    found = block[(block["engine"] == engine) & (block["setting"] == setting)]
-                    label = (
-                        "    " + setting if i and setting else ", ".join(filter(None, (_engine_name(engine), setting)))
-                    )
+                label, first = _engine_name(engine), printed[printed["engine"] == engine]
+                settings = block[block["engine"] == engine].groupby("setting", sort=False)
+                for i, (setting, found) in enumerate(settings):
                     values = found.drop_duplicates("metric").set_index("metric").to_dict("index")
-                    grid.rows.append(
-                        _engine_row(label, values, mine, printed[(printed["engine"] == engine) & (i == 0)])
-                    )
+                    words = f"    {setting}" if i else f"{label}, {setting}" if setting else label
+                    grid.rows.append(_engine_row(words, values, mine, first if i == 0 else first[:0]))
+                if not len(settings):
+                    grid.rows.append(_engine_row(label, {}, mine, first))
     return grid
 
 
@@ -445,7 +445,6 @@ def _engine_name(engine: str) -> str:
 
 
 def _engine_row(label: str, values: dict[str, dict], mine: Sequence[str], printed: pd.DataFrame) -> list[Cell]:
-    printed = printed[printed["engine"] == label] if not values and label in set(printed["engine"]) else printed
     line = [_efficiency_cell(metric, values.get(metric)) for metric in mine]
     if not values:
         line = [Cell(NOT_RUN, grey=True), *[Cell("")] * (len(mine) - 1)]
@@ -479,17 +478,15 @@ def _efficiency_caption(ours: pd.DataFrame) -> str:
     if len(ours):
         first, languages = ours.iloc[0], "; ".join(dict.fromkeys(ours["lang"].astype(str))).split("; ")
         where = f"{first['collection']}{f', {first.split}' if first.split else ''}"
-        mean = (
-            f", mean of {len(languages)} languages" if len(languages) > 1 else f", {languages[0]}" * bool(languages[0])
-        )
+        mean = f", mean of {len(languages)} languages" if len(languages) > 1 else f", {languages[0]}"
         depth = f"the best {first['k']:.0f} passages" if first["k"] == first["k"] else "the best passages"
         asked = f" of {counts(ours['n'])} queries" if ours["n"].notna().all() else ""
         devices = "; ".join(dict.fromkeys(ours["device"].astype(str)))
         small = f" {STAND_IN.strip()}: a small model, trained here." if _stands_in(ours).any() else ""
         about = (
             f"{banner(first['profile'])}Ours: {where}{mean}, on {devices}. Time to find {depth} for one query, median "
-            f"and 95th percentile{asked}, one at a time, the query encoded beforehand; “+ encoding” is the median with it. "
-            f"“of exact”: share (%) of what exact search finds.{small}"
+            f"and 95th percentile{asked}, one at a time, the query encoded beforehand; “+ encoding” is the median with "
+            f"that. “of exact”: share (%) of what exact search finds.{small}"
         )
     return (
         f"Size of the index, alone and against the plain text, and time per query. {about} Grey, in columns of their "

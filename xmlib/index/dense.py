@@ -3,7 +3,8 @@
     flat        every vector is compared: exact, and the yardstick of the others
     ivf-flat    vectors in lists by their nearest centroid; those of the n_probe lists nearest to a query are compared
                 (Sivic and Zisserman, 2003)
-    hnsw        a graph of near neighbours, walked from far to near with ef candidates in hand (Malkov and Yashunin, 2020)
+    hnsw        a graph of near neighbours, walked from far to near with ef candidates in hand
+                (Malkov and Yashunin, 2020)
 
 All keep the vectors in float32. Vectors of unit length make the inner product the cosine (Eq. 9).
 

@@ -1,4 +1,4 @@
-"""The inverted file under both BM25 engines: which passages a term occurs in, and how often, in as few bits as it takes.
+"""The inverted file under both BM25 engines: which passages a term occurs in and how often, in as few bits as need be.
 
     score(q, d) = sum over terms t of q of  idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))
 

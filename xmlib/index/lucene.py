@@ -1,6 +1,6 @@
 """BM25 by Lucene itself, through the Anserini that comes with Pyserini: the row of Table 5 that is not our own code.
 
-It needs `pip install pyserini` and Java 21 or later, found by JAVA_HOME or the PATH; `missing()` says what is not there.
+It needs `pip install pyserini` and Java 21 or later, found by JAVA_HOME or the PATH; `missing()` says what is lacking.
 Lucene gets the terms of `xmlib.index.analysis`, joined by blanks, so that engines differ and not their words. It rounds
 the length of a passage to one byte, so its scores are not to the digit those of `xmlib.index.bm25`.
 """
@@ -53,7 +53,7 @@ class Lucene:
 
     @classmethod
     def build(cls, folder: str | Path, collection: Collection, k1: float = 0.9, b: float = 0.4) -> "Lucene":
-        """Index the passages of `collection` in `folder`, which must not exist. Written beside and renamed into place."""
+        """Index the passages of `collection` in `folder`, which must not exist; written beside, then renamed."""
         folder = Path(folder)
         if missing():
             raise RuntimeError(f"no Lucene: {missing()}")
