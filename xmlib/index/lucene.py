@@ -1,8 +1,9 @@
 """BM25 by Lucene itself, through the Anserini that comes with Pyserini: the row of Table 5 that is not our own code.
 
 It needs `pip install pyserini` and Java 21 or later, found by JAVA_HOME or the PATH; `missing()` says what is lacking.
-Lucene gets the terms of `xmlib.index.analysis`, joined by blanks, so that engines differ and not their words. It rounds
-the length of a passage to one byte, so its scores are not to the digit those of `xmlib.index.bm25`.
+Lucene gets the terms of `xmlib.index.analysis`, joined by blanks, so that engines differ and not their words. Its
+scores are not to the digit those of `xmlib.index.bm25`: Lucene rounds the length of a passage to one byte and counts no
+passage without a term; Anserini rounds scores to four digits and takes a millionth off for every tie.
 """
 
 import importlib.util
