@@ -393,7 +393,8 @@ def efficiency(ours: pd.DataFrame, profile: str) -> pd.DataFrame:
         for row in reported.rows(5)
     ]
     chosen = ours[ours["profile"] == profile].reindex(columns=EFFICIENCY_COLUMNS).assign(source="ours")
-    chosen = chosen.fillna({name: "" for name in ("setting", "model", "lang", "split")})
+    words = ["setting", "model", "lang", "split"]
+    chosen[words] = chosen[words].astype(object).fillna("")
     for metric in set(chosen["metric"]) - set(EFFICIENCY):
         raise ValueError(f"unknown metric {metric!r} of an engine; have: {', '.join(EFFICIENCY)}")
     for _, group in chosen.groupby(["system", "engine", "setting", "metric"], sort=False, dropna=False):
@@ -476,7 +477,7 @@ def _printed_cell(metric: str, row: dict | None) -> Cell:
 def _efficiency_caption(ours: pd.DataFrame) -> str:
     about = "Ours: not run."
     if len(ours):
-        first, languages = ours.iloc[0], "; ".join(dict.fromkeys(ours["lang"].astype(str))).split("; ")
+        first, languages = ours.iloc[0], list(dict.fromkeys("; ".join(ours["lang"].astype(str)).split("; ")))
         where = f"{first['collection']}{f', {first.split}' if first.split else ''}"
         mean = f", mean of {len(languages)} languages" if len(languages) > 1 else f", {languages[0]}"
         depth = f"the best {first['k']:.0f} passages" if first["k"] == first["k"] else "the best passages"

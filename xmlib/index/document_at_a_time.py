@@ -50,10 +50,10 @@ class Cursors(NamedTuple):
     repeats_N: np.ndarray
     run_N: np.ndarray  # at hand
     end_N: np.ndarray
-    decoded_N: np.ndarray  # the run that passages_NR holds
-    place_N: np.ndarray  # in it
-    passages_NR: np.ndarray
-    at_N: np.ndarray  # the passage
+    read_N: np.ndarray  # the run that is being decoded, up to and with
+    place_N: np.ndarray  # this posting in it,
+    at_N: np.ndarray  # whose passage this is;
+    bit_N: np.ndarray  # the next one's gap is here
 
 
 class DocumentAtATime(Lexical):
@@ -137,19 +137,12 @@ def _search(term_N, repeats_N, k, index):
     order = np.argsort(bound_N)
     bound_N = bound_N[order]
     below_N = np.cumsum(bound_N)  # what a passage can have at most from this term and all before it
-    cursors = Cursors(
-        term_N[order],
-        repeats_N[order],
-        index.runs_V1[term_N[order]],
-        index.runs_V1[term_N[order] + 1],
-        np.full(N, -1, np.int64),
-        np.zeros(N, np.int64),
-        np.zeros((N, RUN), np.int64),
-        np.zeros(N, np.int64),
-    )
+    run_N, end_N = index.runs_V1[term_N[order]], index.runs_V1[term_N[order] + 1]
+    at_N = np.full(N, -1, np.int64)
+    unread, nowhere = np.full(N, -1, np.int64), np.zeros(N, np.int64)
+    cursors = Cursors(term_N[order], repeats_N[order], run_N, end_N, unread, nowhere, at_N, nowhere.copy())
     for i in range(N):
         _seek(i, 0, cursors, index)
-    at_N, run_N, end_N = cursors.at_N, cursors.run_N, cursors.end_N
     score_k, position_k, found = np.empty(k, np.float32), np.empty(k, np.int64), 0
     sum_W = np.zeros(WINDOW)
     mark = np.float32(0)
@@ -223,7 +216,7 @@ def _nearest(at_N, first, B):
 
 @compiled
 def _seek(i, wanted, cursors, index):
-    """Move a cursor to its first passage from `wanted` on, or behind the last of all."""
+    """Move a cursor on to the first passage from `wanted` on, or behind the last of all."""
     r = cursors.run_N[i]
     while r < cursors.end_N[i] and index.last_R[r] < wanted:
         r += 1
@@ -231,37 +224,37 @@ def _seek(i, wanted, cursors, index):
     if r == cursors.end_N[i]:
         cursors.at_N[i] = len(index.norm_B)
         return
-    if cursors.decoded_N[i] != r:
-        bit, width = index.bit_R1[r], np.int64(index.widths_R2[r, 0])
+    passage, place, bit = cursors.at_N[i], cursors.place_N[i], cursors.bit_N[i]
+    if cursors.read_N[i] != r:
+        cursors.read_N[i] = r
         passage = np.int64(index.last_R[r - 1]) if r > index.runs_V1[cursors.term_N[i]] else -1
-        for j in range(index.size_R[r]):
-            passage += get(index.words, bit, width) + 1
-            cursors.passages_NR[i, j] = passage
-            bit += width
-        cursors.decoded_N[i], cursors.place_N[i] = r, 0
-    j = cursors.place_N[i]
-    while cursors.passages_NR[i, j] < wanted:
-        j += 1
-    cursors.place_N[i], cursors.at_N[i] = j, cursors.passages_NR[i, j]
+        place, bit = -1, index.bit_R1[r]
+    width = np.int64(index.widths_R2[r, 0])
+    while passage < wanted:
+        passage += get(index.words, bit, width) + 1
+        bit += width
+        place += 1
+    cursors.at_N[i], cursors.place_N[i], cursors.bit_N[i] = passage, place, bit
 
 
 @compiled
 def _add(i, start, until, sum_W, cursors, index):
     """Add a term's part to the sums of the passages from `start` on, all in the run at hand, and move its cursor."""
-    r, j = cursors.run_N[i], cursors.place_N[i]
-    n, width = index.size_R[r], np.int64(index.widths_R2[r, 1])
-    bit = index.bit_R1[r] + n * np.int64(index.widths_R2[r, 0]) + j * width
-    idf, repeats = index.idf_V[cursors.term_N[i]], cursors.repeats_N[i]
-    while j < n and cursors.passages_NR[i, j] < until:
-        passage = cursors.passages_NR[i, j]
-        count = np.float32(get(index.words, bit, width) + 1)
+    r, idf, repeats = cursors.run_N[i], index.idf_V[cursors.term_N[i]], cursors.repeats_N[i]
+    passage, place, bit = cursors.at_N[i], cursors.place_N[i], cursors.bit_N[i]
+    n, width, count_width = index.size_R[r], np.int64(index.widths_R2[r, 0]), np.int64(index.widths_R2[r, 1])
+    count_bit = index.bit_R1[r] + n * width + place * count_width
+    while passage < until:
+        count = np.float32(get(index.words, count_bit, count_width) + 1)
         sum_W[passage - start] += repeats * np.float64(weight(idf, count, index.norm_B[passage]))
+        place += 1
+        if place == n:
+            _seek(i, until, cursors, index)
+            return
+        passage += get(index.words, bit, width) + 1
         bit += width
-        j += 1
-    if j < n:
-        cursors.place_N[i], cursors.at_N[i] = j, cursors.passages_NR[i, j]
-    else:
-        _seek(i, until, cursors, index)
+        count_bit += count_width
+    cursors.at_N[i], cursors.place_N[i], cursors.bit_N[i] = passage, place, bit
 
 
 @compiled
