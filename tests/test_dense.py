@@ -48,3 +48,43 @@ def test_reopening_gives_the_same_answers_and_ids(tmp_path):
     assert opened.ids == built.ids
     for ours, theirs in zip(opened.search(q_AH, 5), built.search(q_AH, 5), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("engine", ["ivf-flat", "hnsw"])
+def test_with_everything_looked_at_an_engine_is_exact_and_less_costs_recall(tmp_path, engine):
+    rng = np.random.default_rng(2)
+    vectors_BH, q_AH = unit(rng, 900, 16), unit(rng, 20, 16)
+    flat = build(tmp_path / "flat", vectors_BH)
+    index = build(tmp_path / engine, vectors_BH, engine=engine, chunk_passages=400)
+    name = dense.SEARCHED[engine]
+    everything = index.faiss.nlist if engine == "ivf-flat" else 900
+    expected, found = flat.search(q_AH, 10), index.search(q_AH, 10, **{name: everything})
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+    shares = [
+        np.mean(
+            [
+                len(set(a) & set(b)) / 10
+                for a, b in zip(index.search(q_AH, 10, **{name: n})[1], expected[1], strict=True)
+            ]
+        )
+        for n in (1, 20, everything)
+    ]
+    assert shares == sorted(shares) and shares[0] < shares[2] == 1
+    default = index.search(q_AH, 10)
+    opened = dense.open(tmp_path / engine)
+    for one, other in zip(opened.search(q_AH, 10), default, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert opened.size_report()["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / engine).iterdir())
+    assert opened.size_report()["total_bytes"] > flat.size_report()["total_bytes"]
+
+
+def test_fewer_than_asked_for_ends_in_nothing_and_wrong_knobs_are_refused(tmp_path):
+    vectors_BH = unit(np.random.default_rng(3), 200, 8)
+    index = build(tmp_path / "ivf", vectors_BH, engine="ivf-flat")
+    scores, positions = index.search(vectors_BH[:3], 250, n_probe=1)
+    assert (positions[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all() and (positions[:, 0] >= 0).all()
+    with pytest.raises(ValueError, match="ef=9 says nothing to an index of engine 'ivf-flat'"):
+        index.search(vectors_BH[:1], 5, ef=9)
+    with pytest.raises(ValueError, match="no dense engine 'lsh'; have: flat, ivf-flat, hnsw"):
+        build(tmp_path / "lsh", vectors_BH, engine="lsh")

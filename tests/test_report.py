@@ -157,3 +157,15 @@ def test_averages_and_numbers_of_examples_are_found():
     sized = results("paper", "mmarco", MMARCO, ColBERT_XM=[0.255] * 14).assign(examples=3_200_000)
     found = claims.check(EMPTY, sized).query("verdict != 'not run'")
     assert found[["table", "examples_millions", "verdict"]].values.tolist() == [[4, 3.2, "OK"]]
+
+
+def test_a_table_whose_sides_are_columns_can_hide_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "FIGURES", tmp_path)
+    row = dict(system="BM25", engine="PISA", setting="", metric="cpu_latency_ms", value=0.25, profile="demo")
+    reporting.efficiency_table(pd.DataFrame([row]), "demo")
+    text = report.write("demo", [("Five", "Engines.", ["tab5_efficiency"])]).read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert parsed.open == [] and "<th scope=col class=paper>paper disk</th>" in text
+    assert '<tr class="both">' in text and '<tr class="paper">' not in text and '<tr class="ours">' not in text
+    classes = [cell["class"] for cell in parsed.cells]
+    assert classes.count("ours") == 1 and classes.count("paper") > 15 and set(classes) == {"ours", "paper"}

@@ -183,16 +183,79 @@ def test_figure_3_keeps_ours_and_the_papers_apart_and_draws_without_ours(figures
     assert set(reporting.read_csv(nothing[0])["source"]) == {"paper"} and len(nothing) == 3
 
 
-def test_table_5_pairs_engines_with_the_paper():
-    rows = dict(system="BM25", engine="PISA", profile="demo", device="CPU", collection="sample", n=9, commit="c")
-    ours = [rows | dict(metric="index_gb", value=0.0123), rows | dict(metric="cpu_latency_ms", value=0.25)]
-    ours += [rows | dict(engine="my own", metric="cpu_latency_ms", value=7.5)]
-    lines = reporting.efficiency_table(pd.DataFrame(ours), "demo")[1].read_text().splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("| PISA"))
-    assert "12 MB" in lines[at] and "0.25" in lines[at] and "*0.7 GB*" in lines[at + 1] and "*8*" in lines[at + 1]
-    assert "7.5" in lines[at + 2] and sum("*not run*" in line for line in lines) == 7
+def engine_rows(**changes):
+    rows = dict(system="BM25", engine="PISA", setting="MaxScore", profile="demo", device="CPU", collection="sample")
+    return rows | dict(split="test", lang="en", n=9, k=100, model="bm25", commit="c") | changes
+
+
+def test_table_5_has_our_columns_and_then_the_papers(figures):
+    ours = [engine_rows(metric="index_gb", value=0.0123), engine_rows(metric="cpu_latency_ms", value=0.25)]
+    ours += [engine_rows(metric="recall_of_exact", value=1.0), engine_rows(metric="cpu_p95_ms", value=0.5)]
+    ours += [engine_rows(engine="my own", setting=name, metric="cpu_latency_ms", value=7.5) for name in ("", "slow")]
+    written = reporting.efficiency_table(pd.DataFrame(ours), "demo")
+    lines = written[1].read_text().splitlines()
+    columns = [name.strip() for name in lines[0].split("|")[2:-1]]
+    mine, theirs = (
+        ["disk", "CPU ms", "95 %", "of exact"],
+        ["paper disk", "paper × text", "paper GPU ms", "paper CPU ms"],
+    )
+    assert columns == mine + theirs
+    row = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in lines[2:]
+        if "|" in line
+    }
+    assert row["as PISA: document at a time, MaxScore"] == [
+        "12 MB",
+        "0.25",
+        "0.5",
+        "100.0",
+        "*0.7 GB*",
+        "*0.2*",
+        "–",
+        "*8*",
+    ]
+    assert row["as JASS: score at a time"] == ["*not run*", "", "", "", "*1.2 GB*", "*0.4*", "–", "*16*"]
+    assert row["my own"][1] == row["slow"][1] == "7.5" and row["my own"][4:] == row["slow"][4:] == [""] * 4
+    assert (
+        sum("*not run*" in line for line in lines) == 7
+        and "9 queries" in lines[-1]
+        and "best 100 passages" in lines[-1]
+    )
+    for cell_row in reporting.efficiency_grid(written[0]).rows:
+        for cell, name in zip(cell_row[1:], columns, strict=False):
+            assert cell.grey == name.startswith("paper") or cell.text in ("", "not run")
     with pytest.raises(ValueError, match="unknown metric 'index_bytes'"):
-        reporting.efficiency_table(pd.DataFrame([rows | dict(metric="index_bytes", value=1)]), "demo")
+        reporting.efficiency_table(pd.DataFrame([engine_rows(metric="index_bytes", value=1)]), "demo")
+
+
+def test_table_5_averages_languages_and_puts_a_system_beside_the_papers_of_its_kind():
+    model = dict(system="DPR-XM", engine="HNSW", setting="ef 100", metric="cpu_latency_ms", model="0123456789ab")
+    ours = [engine_rows(**model, lang=lang, value=value) for lang, value in (("en", 1.0), ("sw", 3.0))]
+    ours += [
+        engine_rows(**model | dict(engine="flat", metric=metric), value=5.0) for metric in ("gpu_latency_ms", "mrr@10")
+    ]
+    text = reporting.efficiency_table(pd.DataFrame(ours), "demo")[1].read_text()
+    assert "**DPR-XM †, beside the paper's mE5-base**" in text and "mean of 2 languages" in text
+    hnsw = next(line for line in text.splitlines() if line.startswith("| HNSW, ef 100"))
+    assert [cell.strip() for cell in hnsw.split("|")[2:-1]] == ["2", "–", "–", "*28 GB*", "*9.2*", "*1*", "*66*"]
+
+
+def test_the_pictures_of_table_5_keep_every_setting(figures):
+    points = [("PISA", "MaxScore", 0.2, 1.0), ("JASS", "every posting", 0.1, 0.98), ("JASS", "less", 0.05, 0.7)]
+    rows = []
+    for engine, setting, ms, recall in points:
+        found = {"cpu_latency_ms": ms, "recall_of_exact": recall, "index_to_text_ratio": 0.3, "mrr@10": 0.5}
+        rows += [engine_rows(engine=engine, setting=setting, metric=m, value=value) for m, value in found.items()]
+    written = reporting.engine_figures(pd.DataFrame(rows), "demo")
+    frame = reporting.read_csv(figures / "demo" / "fig6_latency.csv")
+    columns = ["engine", "setting", "cpu_latency_ms", "recall_of_exact"]
+    assert list(frame[columns].itertuples(index=False, name=None)) == points
+    assert {path.name for path in written} == {
+        f"{stem}.{x}" for stem in ("fig6_latency", "fig7_bytes") for x in ("csv", "svg", "png")
+    }
+    first = {path: path.read_bytes() for path in written}
+    assert {path: path.read_bytes() for path in reporting.redraw("demo")}.items() <= first.items()
 
 
 def test_the_languages_that_a_published_checkpoint_saw_are_the_papers():

@@ -135,6 +135,13 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    return processor_name()
+
+
+def processor_name() -> str:
+    """The processor's name and the number of threads PyTorch uses on it."""
+    import torch
+
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -66,8 +66,12 @@ class Origins:
 
 
 def table(grid: Grid, origins: Origins) -> str:
-    """A grid as an HTML table. Headings span it; the paper's rows can be told by their class."""
-    head = "".join(f"<th scope=col{_language(name)}>{html.escape(name)}</th>" for name in grid.header)
+    """A grid as an HTML table. Headings span it; the paper's rows, or columns, can be told by their class."""
+    sides = _sides(grid)
+    head = "".join(
+        f"<th scope=col{_language(name)}{f' class={side}' if side else ''}>{html.escape(name)}</th>"
+        for name, side in zip(grid.header, sides, strict=True)
+    )
     rows = []
     for number, row in enumerate(grid.rows):
         if len(row) == 1:
@@ -76,11 +80,12 @@ def table(grid: Grid, origins: Origins) -> str:
             )
             continue
         kind = "paper" if row[0].grey else "missing" if row[1].text == NOT_RUN else "ours"
+        kind = "both" if any(sides) else kind  # the choice of sides then hides cells, not rows
         kind += " ruled" if number in grid.rules else ""
         if kind == "missing":
             cells = f"<td colspan={len(row) - 1}>{NOT_RUN}</td>"
         else:
-            cells = "".join(_cell(cell, origins) for cell in row[1:])
+            cells = "".join(_cell(cell, origins, side) for cell, side in zip(row[1:], sides[1:], strict=True))
         rows.append(f'<tr class="{kind}"><th scope=row>{html.escape(row[0].text.strip())}</th>{cells}</tr>')
     caption = html.escape(grid.caption)
     return (
@@ -89,10 +94,16 @@ def table(grid: Grid, origins: Origins) -> str:
     )
 
 
-def _cell(cell: Cell, origins: Origins) -> str:
-    kinds = [
-        name for name, on in (("best", cell.bold), ("seen", cell.fill == SEEN), ("unseen", cell.fill == UNSEEN)) if on
-    ]
+def _sides(grid: Grid) -> list[str]:
+    """Whose each column is, ours or the paper's, where a table keeps them apart by columns; else nothing."""
+    if not any(name.startswith("paper ") for name in grid.header):
+        return [""] * len(grid.header)
+    return ["", *("paper" if name.startswith("paper ") else "ours" for name in grid.header[1:])]
+
+
+def _cell(cell: Cell, origins: Origins, side: str = "") -> str:
+    named = (("best", cell.bold), ("seen", cell.fill == SEEN), ("unseen", cell.fill == UNSEEN), (side, side))
+    kinds = [name for name, on in named if on]
     attributes = f' class="{" ".join(kinds)}"' if kinds else ""
     if cell.origin:
         words = "\n".join(f"{name}: {value}" for name, value in cell.origin.items())
@@ -164,7 +175,8 @@ PAGE = """<!doctype html>
 <header>
 <h1>ColBERT-XM, table by table</h1>
 <p class=lead>What the paper prints (Louis et al., 2024, arXiv 2402.15059), and what this repository measures.
-The two never share a row. Point at a number, or select it with the keyboard, to see where it came from.</p>
+The two never share a row, or, where they stand side by side, a column. Point at a number, or select it with the
+keyboard, to see where it came from.</p>
 {warning}
 <p class=legend><span class=seen>seen in training</span> <span class=unseen>zero-shot</span> <b>best</b>
 <span class=grey>printed in the paper</span> <span>ᵃ better than system a, p &lt; 0.05</span></p>
@@ -211,8 +223,8 @@ th, td { padding: .28rem .55rem; white-space: nowrap } td { text-align: right }
 th[scope=row], thead th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; z-index: 1;
   background: var(--paper) }
 .heading th { text-align: left; padding-top: .85rem; font-weight: 650 }
-.heading + tr > *, .ours > *, .missing > * { border-top: 1px solid var(--line) }
-.paper > * { color: var(--soft) } .paper th[scope=row] { padding-left: 1.5rem; font-weight: 400 }
+.heading + tr > *, tr.ours > *, .both > *, .missing > * { border-top: 1px solid var(--line) }
+.paper > *, td.paper, th.paper { color: var(--soft) } .paper th[scope=row] { padding-left: 1.5rem; font-weight: 400 }
 .missing td { text-align: left; color: var(--soft); font-style: italic }
 p.missing { color: var(--soft); font-style: italic }
 .best { font-weight: 750 } .seen { background: var(--seen) } .unseen { background: var(--unseen) }

@@ -45,7 +45,19 @@ from xmlib.tables import LEVEL
 
 FIGURE_4 = ("DPR-XM", "ColBERT-XM")  # the two systems that it compares
 TEXT_COLUMNS = {
-    *("source", "row", "system", "lang", "metric", "better_than", "trained_on_lang", "profile", "collection", "split"),
+    *(
+        "source",
+        "row",
+        "system",
+        "setting",
+        "lang",
+        "metric",
+        "better_than",
+        "trained_on_lang",
+        "profile",
+        "collection",
+        "split",
+    ),
     *("model", "seed", "device", "commit", "engine", "hardware", "what", "how", "basis", "title", "caption"),
     *("q_token", "d_token", "multi_system", "single_system", "adapters"),
 }
@@ -422,6 +434,75 @@ def draw_per_language_dots(path: Path) -> list[Path]:
     return save_pair(fig, path)
 
 
+def engine_figures(rows: pd.DataFrame, profile: str) -> list[Path]:
+    """What Table 5 says in pictures: latency against recall, and size against quality. `rows` are as there."""
+    cells = tables.efficiency(rows, profile)
+    cells = cells[cells["source"] == "ours"]
+    about = ["system", "engine", "setting", "k", "n", "collection", "lang", "device", "profile"]
+    where = cells[cells["metric"] == "cpu_latency_ms"].set_index(["system", "engine", "setting"])
+    wide = cells.pivot_table(index=["system", "engine", "setting"], columns="metric", values="value", sort=False)
+    frame = wide.join(where[about[3:]]).reset_index()
+    written = []
+    for stem, metrics in (
+        ("fig6_latency", ["cpu_latency_ms", "recall_of_exact"]),
+        ("fig7_bytes", ["index_to_text_ratio", "mrr@10"]),
+    ):
+        path = write_csv(frame[[*about, *metrics]], profile, stem)
+        written += [path, *DRAW[stem[:5]](path)]
+    return written
+
+
+def draw_engine_latency(path: Path) -> list[Path]:
+    """A panel per system; the settings of an engine are a line."""
+    frame = read_csv(path)
+    names = in_order(frame["system"], SYSTEMS)
+    with style():
+        fig = Figure(figsize=(3.1 * len(names) + 0.5, 3.3), layout="constrained")
+        for ax, name in zip(fig.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            block = frame[frame["system"] == name]
+            for i, (engine, line) in enumerate(block.groupby("engine", sort=False)):
+                x, y = line["cpu_latency_ms"], 100 * line["recall_of_exact"]
+                ax.plot(x, y, color=colour(name), lw=1.0, alpha=0.5, zorder=2)
+                ax.plot(x, y, **mark(name, 6) | dict(marker=_SHAPES[i % len(_SHAPES)]), label=engine)
+            ax.set_xscale("log")
+            ax.margins(0.12)
+            ax.legend(loc="lower right", handlelength=1.0)
+            ax.set_title(name)
+            ax.set_xlabel("ms per query, each step a factor of 10")
+        first = frame.iloc[0]
+        fig.axes[0].set_ylabel(f"% of exact search's top {first['k']:.0f}\n{NOT_FROM_ZERO}")
+        note = f"{banner(first['profile'])}{first['collection']}, {first['lang']}: median of {first['n']:.0f} queries, "
+        footnote(fig, f"{note}one at a time on one thread, without encoding. {first['device']}.")
+    return save_pair(fig, path)
+
+
+def draw_engine_bytes(path: Path) -> list[Path]:
+    """A dot per engine, at its best setting."""
+    frame = read_csv(path)
+    best = frame.loc[frame.groupby(["system", "engine"], sort=False)["mrr@10"].idxmax()].sort_values("mrr@10")
+    with style():
+        fig, ax = looks.figure(6.6, 3.6)
+        for row in best.itertuples(index=False):
+            y = 100 * row[best.columns.get_loc("mrr@10")]
+            ax.plot(row.index_to_text_ratio, y, **mark(row.system, 6.5))
+        ax.set_xscale("log")
+        ax.margins(0.12, 0.15)
+        heights = _apart(list(100 * best["mrr@10"]), 0.045 * np.ptp(ax.get_ylim()))
+        for row, y in zip(best.itertuples(index=False), heights, strict=True):
+            beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5)
+            ax.annotate(f"{row.system}, {row.engine}", (row.index_to_text_ratio, y), color=colour(row.system), **beside)
+        first = best.iloc[0]
+        ax.set_xlim(right=8 * ax.get_xlim()[1])  # room for the names
+        ax.set_xlabel("bytes of the index for each byte of text, each step a factor of 10")
+        ax.set_ylabel(f"MRR@10 × 100\n{NOT_FROM_ZERO}")
+        ax.set_title(f"{banner(first['profile'])}What a byte buys: {first['collection']}, {first['lang']}")
+        footnote(fig, f"The best setting of each engine, {first['n']:.0f} queries, top {first['k']:.0f}.")
+    return save_pair(fig, path)
+
+
+_SHAPES = "os^DvPX<>"  # of engines, where a panel is all one system
+
+
 def loss_curve(logs: Mapping[str, Sequence[dict]], profile: str, stem: str = "fig1_loss") -> list[Path]:
     """Loss by training step. `logs` maps a name to a training log: records with `step` and `loss`."""
     frame = pd.concat([pd.DataFrame(log)[["step", "loss"]].assign(system=name) for name, log in logs.items()])
@@ -587,6 +668,8 @@ DRAW: dict[str, Callable[[Path], list[Path]]] = {
     "fig3_": draw_examples_curve,
     "fig4_": draw_single_vs_multi,
     "fig5_": draw_quality_by_energy,
+    "fig6_": draw_engine_latency,
+    "fig7_": draw_engine_bytes,
     "fig8_": draw_new_language_curve,
 }
 

@@ -86,6 +86,20 @@ class BM25:
                 raise ValueError(f"{folder / name}: expected {expected} bytes, found {found}; build the index again")
         return cls(folder, meta, bm25s.BM25.load(folder, mmap=True, auto_compile=False))
 
+    def encode(self, text: str) -> list[int]:
+        """A query as this index sees it: the numbers of those of its terms that it knows."""
+        return self._postings.get_tokens_ids(self._terms(text))
+
+    def find(self, query: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best passages of a query as `encode` makes it, or fewer: scores and positions, best first."""
+        score_B = self._postings.get_scores_from_ids(query)
+        found = np.flatnonzero(score_B > 0)
+        if len(found) > k:
+            # All that reach the k-th score, so that ties at the border are settled by position too.
+            found = found[score_B[found] >= np.partition(score_B[found], -k)[-k]]
+        found = found[np.argsort(-score_B[found], kind="stable")][:k]
+        return score_B[found], found
+
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of every query: (scores_Ak float32, positions_Ak int64), best first, ties by position.
 
@@ -94,12 +108,9 @@ class BM25:
         scores_Ak = np.full((len(texts), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(texts), k), -1, dtype=np.int64)
         for a, text in enumerate(texts):
-            score_B = self._postings.get_scores_from_ids(self._postings.get_tokens_ids(self._terms(text)))
-            found = np.flatnonzero(score_B > 0)
-            if len(found) > k:
-                # All that reach the k-th score, so that ties at the border are settled by position too.
-                found = found[score_B[found] >= np.partition(score_B[found], -k)[-k]]
-            found = found[np.argsort(-score_B[found], kind="stable")][:k]
-            scores_Ak[a, : len(found)] = score_B[found]
-            positions_Ak[a, : len(found)] = found
+            scores, positions = self.find(self.encode(text), k)
+            scores_Ak[a, : len(scores)], positions_Ak[a, : len(scores)] = scores, positions
         return scores_Ak, positions_Ak
+
+    def size_report(self) -> dict[str, int]:
+        return {"total_bytes": sum(path.stat().st_size for path in self.folder.iterdir())}
