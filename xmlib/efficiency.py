@@ -2,11 +2,13 @@
 
     rows = measure([train.systems["BM25"], train.systems["ColBERT-XM"]], collection, k=1000, profile="demo")
 
-A query is asked alone, on one thread, after a warm-up that is not counted. On a CPU the clock is the thread's CPU time,
-which is the latency on a core that has nothing else to do: other work on the machine does not lengthen it, and waiting
-for a disk is not in it, so an index should fit in memory. It runs from the query's vectors or terms to its k best passages, as in the paper; encoding the query is timed by itself, and opening
-an index is not. Beside every latency stands the share of what exact search finds that the engine found too, and MRR@10
-on the same queries. Exact search scores every passage, from the same uncompressed vectors or term weights.
+A query is asked alone, on one thread, after a warm-up that is not counted. The clock runs from the query's vectors or
+terms to its k best passages, as in the paper; encoding the query is timed by itself, and opening an index is not. On a
+CPU the clock is the thread's CPU time, which is the latency on a core that has nothing else to do: other work on the
+machine does not lengthen it, and waiting for a disk is not in it, so an index should fit in memory.
+
+Beside every latency stands the share of what exact search finds that the engine found too, and MRR@10 on the same
+queries. Exact search scores every passage, from the same uncompressed vectors or term weights.
 """
 
 import time
