@@ -33,8 +33,8 @@ def measured(tmp_path_factory):
         for module in (systems, efficiency):
             patch.setattr(module, "RUNS", folder / "runs")
         options = dict(k=5, n_queries=8, profile="smoke")
-        first = efficiency.measure(rows, toy_collection("en"), rounds=2, **options, say=said[0].append)
-        efficiency.measure(rows, toy_collection("en"), rounds=1, **options, say=said[1].append)
+        first = efficiency.measure(rows, toy_collection("en"), **options, say=said[0].append)
+        efficiency.measure(rows, toy_collection("en"), **options, say=said[1].append)
     return first, said
 
 

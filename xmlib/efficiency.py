@@ -2,15 +2,17 @@
 
     rows = measure([train.systems["BM25"], train.systems["ColBERT-XM"]], collection, k=1000, profile="demo")
 
-A query is asked alone, on one thread, after a warm-up that is not counted. All settings of a system's engines take
-turns, `rounds` times, and a query's latency is the median of its rounds. The clock runs from the query's vectors or
-terms to its k best passages, as in the paper; encoding the query is timed by itself, and opening an index is not.
+A query is asked alone, on one thread, after a warm-up that is not counted. The clock runs from the query's vectors or
+terms to its k best passages, as in the paper; encoding the query is timed by itself, and opening an index is not. On a
+CPU the clock is the thread's CPU time, which is the latency on a core that has nothing else to do: other work on the
+machine does not lengthen it, and waiting for a disk is not in it, so an index should fit in memory.
+
 Beside every latency stands the share of what exact search finds that the engine found too, and MRR@10 on the same
 queries. Exact search scores every passage, from the same uncompressed vectors or term weights.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from xmlib.index import analysis
 from xmlib.paths import RUNS
 from xmlib.systems import System
 
-WARM = 3  # queries that are asked before the clock counts
+WARM = 0.2  # seconds of queries before the clock counts: numba and Java compile, memory maps come in
 QUALITY = "mrr@10"
 
 
@@ -50,7 +52,6 @@ def measure(
     collection: Collection,
     k: int = 1000,
     n_queries: int = 100,
-    rounds: int = 3,
     *,
     profile: str,
     say: Callable[[str], None] = print,
@@ -62,19 +63,19 @@ def measure(
     about = dict(source="ours", n=len(asked.queries), k=k, collection=collection.name, split=collection.split)
     about |= dict(lang=collection.lang, commit=stages.commit(), profile=profile)
     for system in rows:
+        for engine in systems.ENGINES if system.group == "multi-vector" else (system.engine,):
+            systems.index(replace(system, engine=engine), collection)  # while the encoder is where it encodes fastest
         for gpu in (False, True) if torch.cuda.is_available() and system.group == "single-vector" else (False,):
-            with _one_thread(), _placed(system, gpu):
-                where, device = ("gpu", notebook.device_name()) if gpu else ("cpu", notebook.processor_name())
-                for engine, setting, found in _timed(list(engines(system, collection, gpu, say)), asked, k, rounds):
-                    values = {
-                        f"{where}_{name}" if name.endswith("_ms") else name: value for name, value in found.items()
-                    }
-                    if not gpu:
-                        values["index_gb"] = engine.index_bytes / 1e9
-                        values["index_to_text_ratio"] = engine.index_bytes / text_bytes
-                    row = about | dict(system=system.name, model=systems.version(system), device=device)
+            where = "gpu" if gpu else "cpu"
+            with _placed(system, gpu):
+                for engine, setting, found in _timed(engines(system, collection, gpu, say), asked, k, gpu):
+                    row = about | dict(system=system.name, model=systems.version(system), device=_device(gpu))
                     row |= dict(engine=engine.name, setting=setting)
-                    measured += [row | dict(metric=name, value=value) for name, value in values.items()]
+                    named = {f"{where}_{name}" if name.endswith("_ms") else name: found[name] for name in found}
+                    if not gpu:
+                        named["index_gb"] = engine.index_bytes / 1e9
+                        named["index_to_text_ratio"] = engine.index_bytes / text_bytes
+                    measured += [row | dict(metric=name, value=value) for name, value in named.items()]
     return pd.DataFrame(measured)
 
 
@@ -95,16 +96,21 @@ def _lexical(system: System, collection: Collection, gpu: bool, say: Callable) -
     from xmlib.index.document_at_a_time import DocumentAtATime
     from xmlib.index.score_at_a_time import ScoreAtATime
 
+    index = BM25.open(systems.index(system, collection, progress=False) / "index")
+    formula = {name: index.meta[name] for name in ("k1", "b")}
+
     def opened(cls, name):
-        return cls.open(_built(system, collection, name, lambda folder: cls.build(folder, collection), say))
+        def build(folder):
+            cls.build(folder, collection, **formula)
+
+        return cls.open(_built(system, collection, name, build, say, **formula))
 
     def engine(name, index, searches, **more):
         return Engine(name, index.size_report()["total_bytes"], index.encode, searches, **more)
 
-    index = BM25.open(systems.index(system, collection, progress=False) / "index")
     yield engine("bm25s", index, {"every passage": index.find})
     index = opened(ScoreAtATime, "score-at-a-time")
-    budgets = {f"ρ {share:.0%} of passages": int(share * len(collection.passages)) for share in (1, 0.3, 0.1)}
+    budgets = {f"ρ {share:.0%} of passages": int(share * len(collection.passages)) for share in (0.3, 0.1)}
     searches = {name: _with(index.find, rho=rho) for name, rho in ({"every posting": None} | budgets).items()}
     yield engine("JASS", index, searches)
     if lucene.missing():
@@ -133,6 +139,9 @@ def _single(system: System, collection: Collection, gpu: bool, say: Callable) ->
         searches = {setting: _one(index, **chosen) for setting, chosen in choices.items()}
         return Engine(name, index.size_report()["total_bytes"], encode, searches)
 
+    def walk(index, times):
+        return lambda query, k: index.search(*query, k, ef=times * k)
+
     def opened(kind):
         def build(folder):
             dense.build(folder, lambda start, stop: vectors_BH[start:stop], ids, origin, engine=kind)
@@ -141,7 +150,9 @@ def _single(system: System, collection: Collection, gpu: bool, say: Callable) ->
 
     yield engine("flat", flat, {"every passage": {}})
     if not gpu:
-        yield engine("HNSW", opened("hnsw"), {f"ef {ef}": dict(ef=ef) for ef in (100, 400, 1600)})
+        graph = opened("hnsw")
+        searches = {f"ef = {times} k": walk(graph, times) for times in (1, 2, 4)}
+        yield Engine("HNSW", graph.size_report()["total_bytes"], encode, searches)
     index = opened("ivf-flat")
     lists = {share: max(1, round(share * index.faiss.nlist)) for share in (0.03, 0.1, 0.3)}
     yield engine("IVF-Flat", index, {f"{share:.0%} of lists": dict(n_probe=n) for share, n in lists.items()})
@@ -175,7 +186,9 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
         yield engine("PLAID, rescored", index, efforts)
 
 
-def _built(system: System, collection: Collection, name: str, build: Callable[[Path], object], say: Callable) -> Path:
+def _built(
+    system: System, collection: Collection, name: str, build: Callable[[Path], object], say: Callable, **more
+) -> Path:
     inputs = {
         "engine": name,
         "passages": collection.passages.fingerprint,
@@ -184,7 +197,7 @@ def _built(system: System, collection: Collection, name: str, build: Callable[[P
         "adapters": system.route(collection.lang),
         "settings": system.settings,
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
-    }
+    } | more
     name = f"{name}-{collection.lang}"
     return stages.stage(RUNS / "indexes", name, 1, inputs, lambda into: build(into / "index"), say) / "index"
 
@@ -209,34 +222,41 @@ def _with(find: Callable, **choices) -> Callable:
 # --- the clock
 
 
-def _timed(found: list[Engine], asked: Collection, k: int, rounds: int) -> list[tuple[Engine, str, dict[str, float]]]:
-    """Every setting of every engine on all queries, in turns."""
-    encoded = {engine.encode: _encoded(engine.encode, list(asked.queries.values())) for engine in found}
-    settings = [(engine, setting, search) for engine in found for setting, search in engine.searches.items()]
-    ms_XRA, answers = np.empty((len(settings), rounds, len(asked.queries))), {}
-    for engine, _, search in settings:
-        for query in encoded[engine.encode][0][:WARM]:
-            search(query, k)
-    for r in range(rounds):
-        for x, (engine, _, search) in enumerate(settings):
-            results = []
-            for a, query in enumerate(encoded[engine.encode][0]):
-                began = time.perf_counter()
-                results.append(search(query, k))
-                ms_XRA[x, r, a] = 1e3 * (time.perf_counter() - began)
-            answers[x] = [engine.positions(result) for result in results]
-    rows = []
-    for x, (engine, setting, _) in enumerate(settings):
-        ms_A = np.median(ms_XRA[x], axis=0)
-        values = {
-            "latency_ms": float(np.median(ms_A)),
-            "p95_ms": float(np.quantile(ms_A, 0.95)),
-            "with_encoding_ms": float(np.median(ms_A + encoded[engine.encode][1])),
-            "recall_of_exact": shared(answers[x], answers[0]),
-            QUALITY: _quality(answers[x], asked),
-        }
-        rows.append((engine, setting, values))
-    return rows
+def _timed(found: Iterable[Engine], asked: Collection, k: int, gpu: bool) -> Iterator[tuple[Engine, str, dict]]:
+    """Every setting of every engine on all queries. One engine is open at a time."""
+    texts, clock = list(asked.queries.values()), time.perf_counter if gpu else time.thread_time
+    encoded, exact = {}, None
+    for engine in found:
+        if engine.encode not in encoded:  # the engines of vectors share theirs
+            encoded[engine.encode] = _clocked(engine.encode, texts, clock)
+        queries, encode_ms_A = encoded[engine.encode]
+        for setting, search in engine.searches.items():
+            results, ms_A = _clocked(lambda query, search=search: search(query, k), queries, clock)
+            answers = [engine.positions(result) for result in results]
+            exact = answers if exact is None else exact
+            values = {
+                "latency_ms": float(np.median(ms_A)),
+                "p95_ms": float(np.quantile(ms_A, 0.95)),
+                "with_encoding_ms": float(np.median(ms_A + encode_ms_A)),
+                "recall_of_exact": shared(answers, exact),
+                QUALITY: _quality(answers, asked),
+            }
+            yield engine, setting, values
+
+
+def _clocked(call: Callable, inputs: Sequence, clock: Callable[[], float]) -> tuple[list, np.ndarray]:
+    """What the call makes of each input, and the milliseconds that took on one thread."""
+    results, ms_A = [], np.empty(len(inputs))
+    with _one_thread():
+        began, warm = clock(), 0
+        while clock() - began < WARM:
+            call(inputs[warm % len(inputs)])
+            warm += 1
+        for a, one in enumerate(inputs):
+            began = clock()
+            results.append(call(one))
+            ms_A[a] = 1e3 * (clock() - began)
+    return results, ms_A
 
 
 def shared(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
@@ -258,18 +278,6 @@ def _quality(answers: Sequence[np.ndarray], asked: Collection) -> float:
     return float(evaluate(Run("engine", rankings), asked.qrels, [QUALITY])[QUALITY].mean())
 
 
-def _encoded(encode: Callable[[str], object], texts: Sequence[str]) -> tuple[list, np.ndarray]:
-    """Every query by itself, and the milliseconds that took."""
-    for text in texts[:WARM]:
-        encode(text)
-    queries, ms_A = [], np.empty(len(texts))
-    for a, text in enumerate(texts):
-        began = time.perf_counter()
-        queries.append(encode(text))
-        ms_A[a] = 1e3 * (time.perf_counter() - began)
-    return queries, ms_A
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """For PyTorch, and for what NumPy and faiss compute with."""
@@ -282,6 +290,13 @@ def _one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _device(gpu: bool) -> str:
+    if gpu:
+        return notebook.device_name()
+    with _one_thread():
+        return notebook.processor_name()
 
 
 @contextmanager

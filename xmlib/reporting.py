@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from xmlib import looks, reported, tables
 from xmlib.grid import Cell, Grid, write_text
@@ -464,40 +465,46 @@ def draw_engine_latency(path: Path) -> list[Path]:
                 x, y = line["cpu_latency_ms"], 100 * line["recall_of_exact"]
                 ax.plot(x, y, color=colour(name), lw=1.0, alpha=0.5, zorder=2)
                 ax.plot(x, y, **mark(name, 6) | dict(marker=_SHAPES[i % len(_SHAPES)]), label=engine)
-            ax.set_xscale("log")
             ax.margins(0.12)
-            ax.legend(loc="lower right", handlelength=1.0)
+            _factors(ax)
+            ax.legend(loc="best", handlelength=1.0)
             ax.set_title(name)
-            ax.set_xlabel("ms per query, each step a factor of 10")
+            ax.set_xlabel("ms per query (equal steps are equal factors)")
         first = frame.iloc[0]
         fig.axes[0].set_ylabel(f"% of exact search's top {first['k']:.0f}\n{NOT_FROM_ZERO}")
         note = f"{banner(first['profile'])}{first['collection']}, {first['lang']}: median of {first['n']:.0f} queries, "
-        footnote(fig, f"{note}one at a time on one thread, without encoding. {first['device']}.")
+        footnote(fig, f"{note}one at a time, CPU time on one thread, without encoding. {first['device']}.")
     return save_pair(fig, path)
 
 
 def draw_engine_bytes(path: Path) -> list[Path]:
     """A dot per engine, at its best setting."""
     frame = read_csv(path)
-    best = frame.loc[frame.groupby(["system", "engine"], sort=False)["mrr@10"].idxmax()].sort_values("mrr@10")
+    best = frame.loc[frame.groupby(["system", "engine"], sort=False)["mrr@10"].idxmax()]
     with style():
-        fig, ax = looks.figure(6.6, 3.6)
-        for row in best.itertuples(index=False):
-            y = 100 * row[best.columns.get_loc("mrr@10")]
-            ax.plot(row.index_to_text_ratio, y, **mark(row.system, 6.5))
-        ax.set_xscale("log")
+        fig, ax = looks.figure(6.6, 3.4)
+        for name in in_order(best["system"], SYSTEMS):
+            for i, row in enumerate(best[best["system"] == name].to_dict("records")):
+                look = mark(name, 7) | dict(marker=_SHAPES[i % len(_SHAPES)], label=f"{name}, {row['engine']}")
+                ax.plot(row["index_to_text_ratio"], 100 * row["mrr@10"], **look)
         ax.margins(0.12, 0.15)
-        heights = _apart(list(100 * best["mrr@10"]), 0.045 * np.ptp(ax.get_ylim()))
-        for row, y in zip(best.itertuples(index=False), heights, strict=True):
-            beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5)
-            ax.annotate(f"{row.system}, {row.engine}", (row.index_to_text_ratio, y), color=colour(row.system), **beside)
+        _factors(ax)
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         first = best.iloc[0]
-        ax.set_xlim(right=8 * ax.get_xlim()[1])  # room for the names
-        ax.set_xlabel("bytes of the index for each byte of text, each step a factor of 10")
-        ax.set_ylabel(f"MRR@10 × 100\n{NOT_FROM_ZERO}")
+        ax.set_xlabel("bytes of the index for each byte of text (equal steps are equal factors)")
+        ax.set_ylabel(f"{metric_name('mrr@10')} × 100\n{NOT_FROM_ZERO}")
         ax.set_title(f"{banner(first['profile'])}What a byte buys: {first['collection']}, {first['lang']}")
         footnote(fig, f"The best setting of each engine, {first['n']:.0f} queries, top {first['k']:.0f}.")
     return save_pair(fig, path)
+
+
+def _factors(ax) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …; fewer of them over many powers of ten."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    ax.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
+    ax.xaxis.set_minor_formatter(lambda x, position: "")
 
 
 _SHAPES = "os^DvPX<>"  # of engines, where a panel is all one system

@@ -461,7 +461,7 @@ def _efficiency_cell(metric: str, row: dict | None) -> Cell:
     known = {name: f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names}
     origin = {name: text for name, text in known.items() if text not in ("", "nan")}
     value = row["value"]
-    text = size(1e9 * value) if metric == "index_gb" else f"{digits(value)}"
+    text = size(1e9 * value) if metric == "index_gb" else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
     text = score(value) if metric in ("recall_of_exact", "mrr@10") else text
     return Cell(text, origin={"metric": metric, "value": f"{value:.6g}"} | origin)
 
@@ -486,8 +486,8 @@ def _efficiency_caption(ours: pd.DataFrame) -> str:
         small = f" {STAND_IN.strip()}: a small model, trained here." if _stands_in(ours).any() else ""
         about = (
             f"{banner(first['profile'])}Ours: {where}{mean}, on {devices}. Time to find {depth} for one query, median "
-            f"and 95th percentile{asked}, one at a time, the query encoded beforehand; “+ encoding” is the median with "
-            f"that. “of exact”: share (%) of what exact search finds.{small}"
+            f"and 95th percentile{asked}, one at a time, CPU time on one thread, the query encoded beforehand; “+ "
+            f"encoding” is the median with that. “of exact”: share (%) of what exact search finds.{small}"
         )
     return (
         f"Size of the index, alone and against the plain text, and time per query. {about} Grey, in columns of their "

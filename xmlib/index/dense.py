@@ -38,6 +38,7 @@ class DenseIndex:
             self.faiss.add(np.ascontiguousarray(vectors_BH))
         else:
             self.faiss = faiss.deserialize_index(np.array(stored.arrays["faiss"]))
+        self.deepest = len(self.ids)  # that faiss is able to look
 
     def search(
         self, q_AH: np.ndarray, k: int, n_probe: int | None = None, ef: int | None = None
@@ -54,15 +55,14 @@ class DenseIndex:
             self.faiss.nprobe = n_probe or -(-self.faiss.nlist // 10)
         elif self.engine == "hnsw":
             self.faiss.hnsw.efSearch = max(k, ef or 2 * k)
-        A, B = len(q_AH), self.faiss.ntotal
-        scores_Ak = np.full((A, k), -np.inf, dtype=np.float32)
-        positions_Ak = np.full((A, k), -1)
-        kept = min(k, B)
+        scores_Ak = np.full((len(q_AH), k), -np.inf, dtype=np.float32)
+        positions_Ak = np.full((len(q_AH), k), -1)
+        kept = min(k, self.deepest)
         n = kept
         while True:  # faiss cuts a tie at the last place arbitrarily: look further until the tie ends
-            n = min(2 * n, B) if self.engine == "flat" else kept
+            n = min(2 * n, self.deepest) if self.engine == "flat" else kept
             scores, positions = self.faiss.search(np.ascontiguousarray(q_AH, dtype=np.float32), n)
-            if n == B or self.engine != "flat" or (scores[:, -1] < scores[:, kept - 1]).all():
+            if n == self.deepest or self.engine != "flat" or (scores[:, -1] < scores[:, kept - 1]).all():
                 break
         scores[positions < 0] = -np.inf
         order = np.lexsort((positions, -scores), axis=1)[:, :kept]
@@ -76,7 +76,9 @@ class DenseIndex:
 
         if self.engine == "hnsw":
             raise ValueError("faiss searches an hnsw graph on the CPU only")
-        self.faiss = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.faiss)
+        self._resources = faiss.StandardGpuResources()  # must outlive the index
+        self.faiss = faiss.index_cpu_to_gpu(self._resources, 0, self.faiss)
+        self.deepest = min(self.deepest, 2048)  # all that faiss selects there
         return self
 
     def size_report(self) -> dict[str, int]:

@@ -2,9 +2,9 @@
 
     score(q, d) = sum over terms t of q of  idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))
 
-is Lucene's BM25, as in `xmlib.index.bm25`, over the same terms. One term's part, `weight`, is rounded to float32. Sums
-of such parts are held in float64, where they are exact (29 bits more than a part has; they differ by less), so neither
-the order of the terms nor how a search gets there changes a score.
+is Lucene's BM25, as in `xmlib.index.bm25`, over the same terms. One term's part, `weight`, is rounded to float32, and
+parts are added in float64, which has 29 bits more: enough for sums to be exact, unless a term is in nearly all of many
+millions of passages. So neither the order of the terms nor how a search gets there changes a score.
 
 Axes, used as suffixes:  V terms of the vocabulary · P postings · B documents · N terms of a query · T tokens
 """

@@ -21,7 +21,7 @@ NO_BUDGET = np.iinfo(np.int64).max
 
 
 class ScoreAtATime(Lexical):
-    """Segments, as memory maps, and a sum per passage."""
+    """Segments, as memory maps, and a sum per passage, which one search at a time can use."""
 
     KIND = "bm25-score-at-a-time"
 
