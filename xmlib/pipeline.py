@@ -386,7 +386,7 @@ def finetuned(
         model.record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
         model.save(folder)
 
-    return stage(RUNS / "models", kind, 1, inputs, build)
+    return stage(RUNS / "models", kind, 2, inputs, build)  # 2: the projection starts apart from the adapters
 
 
 def read_log(folder: Path) -> pd.DataFrame:
