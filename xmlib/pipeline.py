@@ -432,7 +432,7 @@ def finetuned(
         start = dict(layout=layout, record=record | {"encoder": inputs["encoder"]}, **sizes)
         training.together(processes, _finetune, folder, kind, encoder, start, examples, recipe, losses, stop)
 
-    return stage(RUNS / "models", kind, 1, inputs, build)
+    return stage(RUNS / "models", kind, 2, inputs, build)  # 2: the projection starts apart from the adapters
 
 
 def _finetune(
