@@ -264,9 +264,9 @@ def identity(checkpoint: Path | str | None) -> str | None:
     if (folder / RECORD).is_file():
         return fingerprint(folder)
     if not folder.is_dir():
-        from transformers import AutoConfig
+        from transformers.utils import cached_file
 
-        return f"{checkpoint}@{AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)._commit_hash}"
+        return f"{checkpoint}@{Path(cached_file(checkpoint, 'config.json')).parent.name}"  # …/snapshots/<commit>/
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
