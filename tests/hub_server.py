@@ -87,10 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = unquote(self.path)
+        if path.startswith("/api/"):  # what the clients ask by the way, and do without
+            return self._refuse(404, "EntryNotFound")
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         self.hub.tokens.append(self.headers.get("Authorization"))
-        if path.startswith("/api/"):  # transformers looks for more templates of a tokenizer than the file it has
-            return self._refuse(404, "EntryNotFound")
         stored = path.startswith("/storage/")
         if stored:
             repo_path = path.removeprefix("/storage/")
