@@ -89,12 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = unquote(self.path)
-        self.hub.requests.append((self.command, path, self.headers.get("Range")))
-        self.hub.tokens.append(self.headers.get("Authorization"))
         if path.startswith("/api/models/") and "/revision/" in path:
             return self._list(path.removeprefix("/api/models/").partition("/revision/")[0])
-        if path.startswith("/api/"):  # transformers looks for more templates of a tokenizer than the file it has
+        if path.startswith("/api/"):  # what the clients ask by the way, and do without
             return self._refuse(404, "EntryNotFound")
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        self.hub.tokens.append(self.headers.get("Authorization"))
         stored = path.startswith("/storage/")
         if stored:
             repo_path = path.removeprefix("/storage/")

@@ -247,7 +247,7 @@ def run(folder: Path, hub: Hub, *command: str) -> subprocess.CompletedProcess:
     env |= {"XMLIB_ROOT": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     core = [min(os.sched_getaffinity(0))] if hasattr(os, "sched_setaffinity") else None
     alone = (lambda: os.sched_setaffinity(0, core)) if core else None
-    arguments = dict(cwd=folder, env=env, capture_output=True, text=True, timeout=900, preexec_fn=alone)
+    arguments = dict(cwd=folder, env=env, capture_output=True, text=True, timeout=1800, preexec_fn=alone)
     return subprocess.run([sys.executable, *command], **arguments)
 
 

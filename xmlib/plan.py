@@ -183,34 +183,38 @@ def needs_of(stem: str, parameters: dict) -> Needs:
     given = parameters if stem == "01_train" else notebook.settings("01_train", parameters["profile"])
     train = Training(**{name: value for name, value in given.items() if name not in notebook.CONTROLS})
     places = [] if stem == "01_train" else list(_places(parameters))
-    rows = list(_rows(stem, parameters, train))
-    published_rows = {row.name: row.model for row in rows if row.model and _is_hub_id(row.model)}
-    ranked = [(row, place) for place in places for row in rows]
-    needs = Needs(places, ranked, published_rows, dim=train.dim, query_tokens=train.query_length)
-    if stem in ("01_train", "05_carbon", "06_scaling") or any(row.model == HERE for row in rows):
+    rows = {source: list(_rows(stem, parameters, train, source)) for source in _sources(parameters)}
+    models = {row.name: row.model for of in rows.values() for row in of if row.model}
+    ranked = [(row, place) for place in places for row in rows[place.source]]
+    published_models = {name: model for name, model in models.items() if _is_hub_id(model)}
+    needs = Needs(places, ranked, published_models, dim=train.dim, query_tokens=train.query_length)
+    if stem in ("01_train", "05_carbon", "06_scaling") or HERE in models.values():
         _add_training(needs, train, stem, parameters)
     return needs
 
 
 def _places(parameters: dict) -> Iterator[Place]:
     """The languages of published collections that a notebook is to search, without those that X-MOD does not have."""
-    for source in (source.strip() for source in parameters.get("collection", "").split(",")):
-        if source not in published.PUBLISHED:
-            continue
-        wanted = [code.strip() for code in parameters["lang"].split(",")]
+    wanted = [code.strip() for code in parameters.get("lang", "").split(",")]
+    for source in filter(published.PUBLISHED.get, _sources(parameters)):
         for code in collection_languages(source):
             if languages.LANGUAGES[code].adapter and (wanted == ["all"] or code in wanted):
                 yield Place(source, code, max_passages=parameters.get("max_passages", 0))
 
 
-def _rows(stem: str, parameters: dict, train: Training) -> Iterator[System]:
-    """The systems that a notebook ranks with, as `baselines.Systems` would give them."""
+def _sources(parameters: dict) -> dict[str, None]:
+    """The collections that a notebook names, each once."""
+    return dict.fromkeys(source.strip() for source in parameters.get("collection", "").split(","))
+
+
+def _rows(stem: str, parameters: dict, train: Training, source: str) -> Iterator[System]:
+    """The systems that a notebook ranks a collection with, as `baselines.Systems` would give them."""
     names = {
         "00_data": ["BM25"],
         "02_index": ["ColBERT-XM"],
         "04_compare": ["BM25", *TRAINED],
         "06_scaling": [parameters["reference"]] if parameters.get("reference") else [],
-    }.get(stem, pick(parameters["systems"], PAPER) if "systems" in parameters else [])
+    }.get(stem, pick(parameters["systems"], PAPER, source) if "systems" in parameters else [])
     given = checkpoints_of(parameters.get("checkpoints", ""))
     for name in names:
         row = replace(PAPER[name], depth=parameters.get("rerank_depth", PAPER[name].depth))
