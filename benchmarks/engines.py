@@ -307,10 +307,12 @@ def _command(python: str, task: str, *args) -> list[str]:
 
 
 def _environment(python: str, threads: int) -> dict[str, str]:
-    counts = {v: str(threads) for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-    return (
-        os.environ | counts | {"PYTHONPATH": str(ROOT) if python == sys.executable else "", "CUDA_VISIBLE_DEVICES": ""}
-    )
+    """Threads; and what each Python compiles for PyTorch stays with it, as another PyTorch could not load it."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+    if python == sys.executable:
+        return os.environ | counts | {"PYTHONPATH": str(ROOT)}
+    compiled = Path(python).absolute().parent.parent / "torch_extensions"
+    return os.environ | counts | {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "TORCH_EXTENSIONS_DIR": str(compiled)}
 
 
 # --- all of them

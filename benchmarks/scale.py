@@ -17,7 +17,6 @@ cut off goes on when called again.
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -249,7 +248,7 @@ def main() -> None:
         child = json.dumps({"B": B, "real": real, "n_shards": 1 if real else args.shards})
         command = [sys.executable, "-m", "benchmarks.scale", args.file.resolve(), "--folder", folder.resolve()]
         command += ["--queries", str(args.queries), "--child", child]
-        said = subprocess.run(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+        said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
         rows.append(json.loads(said.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
