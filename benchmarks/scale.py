@@ -48,6 +48,8 @@ class Generator:
         vectors_TH = data["vectors"][: self.offsets_B1[-1]].astype(np.float32)
         self.words_WH = residual.kmeans(vectors_TH, WORDS, seed)
         self.word_T = residual.nearest(vectors_TH, self.words_WH)
+        # Shortened, so that what is added to a word is on average at right angles to it and takes it as far as it was.
+        self.words_WH *= (vectors_TH * self.words_WH[self.word_T]).sum(axis=1).mean()
         rest_TH = vectors_TH - self.words_WH[self.word_T]
         variance_H, self.axes_HH = np.linalg.eigh(np.cov(rest_TH, rowvar=False))
         along_TH = rest_TH @ self.axes_HH
