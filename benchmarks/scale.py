@@ -17,7 +17,6 @@ cut off goes on when called again.
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.engines import peak_gib
 from xmlib.index import exact, plaid, residual, shards
 from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 from xmlib.paths import ROOT, RUNS
@@ -147,12 +147,12 @@ def measure(file: Path, B: int, n_shards: int, A: int, real: bool, folder: Path)
     counted = Counted(chunks, q_ASH, q_mask_AS, k, B)
     ids = [f"p{b}" for b in range(B)]
     origin = {"model": file.name, "lang": "en", "collection": f"{'real' if real else 'generated'} {B}"}
-    before, wall, cpu = _gib(), time.perf_counter(), time.process_time()
+    before, wall, cpu = peak_gib(), time.perf_counter(), time.process_time()
     for number in range(n_shards):
         if not (folder / shards._name(number, n_shards)).exists():
             shards.build(folder, number, n_shards, counted, ids, origin, rescore=False)
     wall, cpu = time.perf_counter() - wall - counted.wall, time.process_time() - cpu - counted.cpu
-    built = _gib()
+    built = peak_gib()
     truth = counted.truth()
     start = time.perf_counter()
     index = shards.open(folder)
@@ -211,10 +211,6 @@ def _shape(index: plaid.PlaidIndex, chunks, B: int) -> dict:
 def _rest(index: plaid.PlaidIndex, rows_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gains_T = residual.unpack_rows(index.stored.arrays["gains"], residual.GAIN_BITS, rows_T)
     return gains_T, index.residuals_TR[rows_T]
-
-
-def _gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def extrapolated(one: dict, two: dict, B: int) -> dict:
