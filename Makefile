@@ -40,8 +40,8 @@ bench: $(READY) ## speed of encoding and of a training step beside stock transfo
 	$(RUN) -m benchmarks.encoder
 	$(RUN) -m benchmarks.training
 
-bench-engines: $(READY) ## our indexes beside brute force and the peers of peers="<python that has them>"
-	$(RUN) benchmarks/engines.py --generate 20000 $(if $(peers),--peers $(peers))
+bench-engines: $(READY) ## our indexes beside brute force and peers="<Pythons that have some>"; vectors=<what benchmarks.vectors wrote>
+	$(RUN) benchmarks/engines.py $(if $(vectors),$(vectors),--generate 20000) $(if $(peers),--peers $(peers))
 
 check: $(READY) ## style, and the tests that take seconds
 	$(RUN) -m ruff check .

@@ -244,12 +244,12 @@ def _load(work: Path) -> dict[str, np.ndarray]:
 def build(name: str, work: Path, folder: Path) -> dict:
     data = _load(work)
     data["vectors"] = np.array(data["vectors"])
-    before, start, cpu = _peak(), time.perf_counter(), time.process_time()
+    before, start, cpu = peak_gib(), time.perf_counter(), time.process_time()
     ENGINES[name][0](data, folder)
     return {
         "build, s": time.perf_counter() - start,
         "build, CPU s": time.process_time() - cpu,
-        "GiB at peak": _peak() - before,
+        "GiB at peak": peak_gib() - before,
         "bytes/token": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / len(data["vectors"]),
     }
 
@@ -274,8 +274,12 @@ def serve(name: str, work: Path, folder: Path, threads: int) -> None:
         print(json.dumps(answer), file=out, flush=True)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def peak_gib() -> float:
+    """Of this process since it began. getrusage would count what the process was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
 class Engine:
@@ -307,10 +311,12 @@ def _command(python: str, task: str, *args) -> list[str]:
 
 
 def _environment(python: str, threads: int) -> dict[str, str]:
-    counts = {v: str(threads) for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-    return (
-        os.environ | counts | {"PYTHONPATH": str(ROOT) if python == sys.executable else "", "CUDA_VISIBLE_DEVICES": ""}
-    )
+    """Threads; and what each Python compiles for PyTorch stays with it, as another PyTorch could not load it."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+    if python == sys.executable:
+        return os.environ | counts | {"PYTHONPATH": str(ROOT)}
+    compiled = Path(python).absolute().parent.parent / "torch_extensions"
+    return os.environ | counts | {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "TORCH_EXTENSIONS_DIR": str(compiled)}
 
 
 # --- all of them

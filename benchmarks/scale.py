@@ -17,8 +17,6 @@ cut off goes on when called again.
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.engines import peak_gib
 from xmlib.index import exact, plaid, residual, shards
 from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
 from xmlib.paths import ROOT, RUNS
@@ -49,6 +48,8 @@ class Generator:
         vectors_TH = data["vectors"][: self.offsets_B1[-1]].astype(np.float32)
         self.words_WH = residual.kmeans(vectors_TH, WORDS, seed)
         self.word_T = residual.nearest(vectors_TH, self.words_WH)
+        # Shortened, so that what is added to a word is on average at right angles to it and takes it as far as it was.
+        self.words_WH *= (vectors_TH * self.words_WH[self.word_T]).sum(axis=1).mean()
         rest_TH = vectors_TH - self.words_WH[self.word_T]
         variance_H, self.axes_HH = np.linalg.eigh(np.cov(rest_TH, rowvar=False))
         along_TH = rest_TH @ self.axes_HH
@@ -146,12 +147,12 @@ def measure(file: Path, B: int, n_shards: int, A: int, real: bool, folder: Path)
     counted = Counted(chunks, q_ASH, q_mask_AS, k, B)
     ids = [f"p{b}" for b in range(B)]
     origin = {"model": file.name, "lang": "en", "collection": f"{'real' if real else 'generated'} {B}"}
-    before, wall, cpu = _gib(), time.perf_counter(), time.process_time()
+    before, wall, cpu = peak_gib(), time.perf_counter(), time.process_time()
     for number in range(n_shards):
         if not (folder / shards._name(number, n_shards)).exists():
             shards.build(folder, number, n_shards, counted, ids, origin, rescore=False)
     wall, cpu = time.perf_counter() - wall - counted.wall, time.process_time() - cpu - counted.cpu
-    built = _gib()
+    built = peak_gib()
     truth = counted.truth()
     start = time.perf_counter()
     index = shards.open(folder)
@@ -212,10 +213,6 @@ def _rest(index: plaid.PlaidIndex, rows_T: np.ndarray) -> tuple[np.ndarray, np.n
     return gains_T, index.residuals_TR[rows_T]
 
 
-def _gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def extrapolated(one: dict, two: dict, B: int) -> dict:
     """The larger of two rows carried on to B passages, each measure by the power with which it grew between them."""
     n_one, n_two = (int(row["passages"].replace(",", "")) for row in (one, two))
@@ -249,7 +246,7 @@ def main() -> None:
         child = json.dumps({"B": B, "real": real, "n_shards": 1 if real else args.shards})
         command = [sys.executable, "-m", "benchmarks.scale", args.file.resolve(), "--folder", folder.resolve()]
         command += ["--queries", str(args.queries), "--child", child]
-        said = subprocess.run(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+        said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
         rows.append(json.loads(said.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)

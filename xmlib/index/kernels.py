@@ -506,6 +506,7 @@ def highest(bytes_CL, S, n, threshold_L):
             else:
                 most_L[l] = (least_L[l] + most_L[l]) // 2
     threshold_L[:] = least_L
+    threshold_L[S:] = 255  # lanes filled up hold zeros, and are never met
     start_S1 = np.zeros(S + 1, np.int64)
     of_S256 = np.zeros((S, 257), np.int64)  # how many of each byte, from the highest down, to sort by counting
     for fills in range(2):

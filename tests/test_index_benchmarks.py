@@ -1,0 +1,105 @@
+"""The benchmarks of the index in miniature: what they generate, what they count, and one run from end to end."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_plaid import overlap, realistic
+
+from benchmarks import engines, scale
+from xmlib.index import exact
+from xmlib.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def data():
+    """As benchmarks.vectors writes it."""
+    vectors, q_ASH, q_mask_AS = realistic(B=300, A=10)
+    found = exact.search(vectors, q_ASH, q_mask_AS, 1)[1][:, 0]
+    lengths = np.full(10, q_ASH.shape[1])
+    return {
+        "vectors": vectors.vectors_TH.astype(np.float16),
+        "offsets": vectors.offsets_B1,
+        "queries": q_ASH,
+        "query_lengths": lengths,
+        "relevant": found,
+    }
+
+
+@pytest.fixture(scope="module")
+def generator(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "WORDS", 100)
+        return scale.Generator(data)
+
+
+def test_generated_passages_do_not_depend_on_how_they_are_asked_for(generator):
+    whole = generator.chunks(990, 2010)
+    assert len(whole) == 1020
+    parts = [generator.chunks(start, stop) for start, stop in ((990, 1000), (1000, 1999), (1999, 2010))]
+    np.testing.assert_array_equal(whole.vectors_TH, np.concatenate([part.vectors_TH for part in parts]))
+    np.testing.assert_allclose(np.linalg.norm(whole.vectors_TH.astype(np.float32), axis=1), 1, atol=2e-3)
+    assert not np.array_equal(whole.slice(0, 1).vectors_TH, whole.slice(1000, 1001).vectors_TH)
+
+
+def test_generated_vectors_lie_about_words_as_real_ones_do(generator, data):
+    def closeness(vectors_TH):
+        unit_WH = generator.words_WH / np.linalg.norm(generator.words_WH, axis=1)[:, None]
+        return (vectors_TH.astype(np.float32) @ unit_WH.T).max(axis=1)
+
+    made = generator.chunks(0, 200)
+    assert closeness(made.vectors_TH).mean() == pytest.approx(closeness(data["vectors"]).mean(), abs=0.05)
+    assert made.lengths_B.mean() == pytest.approx(np.diff(data["offsets"]).mean(), rel=0.1)
+
+
+def test_a_generated_question_is_as_near_to_its_passage_as_a_real_one_and_finds_it(generator):
+    q_ASH, q_mask_AS, relevant_A = generator.queries(12, 500)
+    scores, positions = exact.search(generator.chunks(0, 500), q_ASH, q_mask_AS, 1)
+    assert np.mean(positions[:, 0] == relevant_A) >= 0.9
+    assert np.mean(scores[:, 0] / q_mask_AS.sum(axis=1)) == pytest.approx(generator.closeness, abs=0.06)
+
+
+def test_counted_chunks_know_what_exact_search_finds_in_any_order(generator):
+    q_ASH, q_mask_AS, _ = generator.queries(4, 2500)
+    counted = scale.Counted(generator.chunks, q_ASH, q_mask_AS, 20, 2500)
+    counted(2000, 2500)
+    counted(0, 1000)
+    wanted = exact.search(generator.chunks(0, 2500), q_ASH, q_mask_AS, 20)[1]  # the middle is asked for at the end
+    assert overlap(counted.truth(), wanted) == 1
+    assert counted.wall > 0
+
+
+def test_growth_is_carried_on_by_its_power():
+    rows = [{"passages": f"{n:,}", "build, s": 3.0 * n, "GB": 5.0, "recall": 0.9} for n in (100, 1000)]
+    assert scale.extrapolated(*rows, 10_000) == {
+        "passages": "10,000 on paper",
+        "build, s": pytest.approx(30_000),
+        "GB": pytest.approx(5),
+    }
+
+
+def test_fewer_passages_keep_the_relevant_ones(data):
+    fewer = engines.reduced(data, 40)
+    assert len(fewer["offsets"]) == 41 and fewer["offsets"][-1] == len(fewer["vectors"])
+    for old, new in zip(data["relevant"], fewer["relevant"], strict=True):
+        before = data["vectors"][data["offsets"][old] : data["offsets"][old + 1]]
+        np.testing.assert_array_equal(before, fewer["vectors"][fewer["offsets"][new] : fewer["offsets"][new + 1]])
+
+
+def test_engines_are_built_and_asked_in_turns(tmp_path, data):
+    np.savez(tmp_path / "vectors.npz", **data)
+    command = [sys.executable, ROOT / "benchmarks" / "engines.py", tmp_path / "vectors.npz", "--out", tmp_path / "out"]
+    command += ["--threads", "1", "--engines", "ours, 2 bits + 8 to rescore; brute force; xtr-warp-rs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "xtr-warp-rs: not installed" in done.stdout
+    rows = json.loads((tmp_path / "out").read_text())
+    assert len(rows) == 3 * (4 + 1)  # depths, settings
+    for row in rows:
+        assert row["CPU ms"] > 0 and row["batch/CPU s"] > 0
+        if row["engine"] == "brute force":
+            assert row["R@k"] == row["MRR@10"] == 1
+        else:
+            assert row["build, CPU s"] > 0 and row["R@k"] >= 0.9 and row["R@k of codes"] >= 0.9
