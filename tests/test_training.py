@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests import toys
 from xmlib import training
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import ROOT
-from xmlib.tokens import Layout
+from xmlib.tokens import Layout, open_pieces, write_pieces
 from xmlib.training import Loop, Recipe, batch_rows
 
 LAYOUT = Layout(query_length=12, passage_length=16)
@@ -76,6 +77,19 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, dropout)
     log = loop.run()
     assert [record["step"] for record in log] == list(range(12))
     assert same(weights(whole), weights(fresh))
+
+
+@pytest.mark.parametrize("kind, scale", [(ColbertXM, 1.0), (DprXM, 20.0)])
+def test_texts_that_were_cut_before_train_the_same_model_bit_for_bit(tmp_path, kind, scale):
+    examples, models = toys.triples(), []
+    for texts in ("queries", "passages"):
+        (tmp_path / texts).mkdir()
+        write_pieces(tmp_path / texts, toys.tokenizer(), getattr(examples, texts))
+    cut = replace(examples, **{texts: open_pieces(tmp_path / texts) for texts in ("queries", "passages")})
+    for given in (examples, cut):
+        models.append(toys.model(kind, layout=LAYOUT))
+        training.finetune(models[-1], given, RECIPE, progress=False, scale=scale).run()
+    assert same(*map(weights, models))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -154,7 +168,7 @@ import json
 import torch
 from tests import toys
 from xmlib import models, training
-from xmlib.tokens import Layout
+from xmlib.tokens import Layout, open_pieces, write_pieces
 from xmlib.training import Recipe
 
 outcomes = []

@@ -301,9 +301,25 @@ def finetuned(
         losses = dict(own_negatives=own_negatives, scale=scale, progress=progress)
         record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
         start = dict(layout=layout, record=record, **sizes)
-        training.together(processes, _finetune, folder, kind, encoder, start, examples, recipe, losses, stop)
+        cut = tokenized(examples, encoder)
+        training.together(processes, _finetune, folder, kind, encoder, start, cut, recipe, losses, stop)
 
     return stage(RUNS / "models", kind, 1, inputs, build)
+
+
+def tokenized(examples: Triples, encoder: Path) -> Triples:
+    """The examples with their texts cut by the encoder's tokenizer, in files that every process maps."""
+    from transformers import AutoTokenizer
+
+    tokenizer, texts = AutoTokenizer.from_pretrained(encoder), ("queries", "passages")
+    found = {name: getattr(examples, name) for name in texts}
+    return replace(
+        examples,
+        **{
+            name: systems.pieces_of(tokenizer, found[name], digest({name: found[name]}), examples.lang, progress=False)
+            for name in texts
+        },
+    )
 
 
 def _finetune(

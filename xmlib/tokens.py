@@ -100,14 +100,17 @@ class Pieces(Sequence):
         return len(self.offsets_B1) - 1
 
     def __getitem__(self, texts) -> "Pieces":
-        """Those of some texts: a slice, which stays a view of the file, or an array of positions."""
+        """Those of one text or of a slice, which stay a view of the file, or of an array of positions."""
+        if isinstance(texts, int | np.integer):
+            texts = range(len(self))[texts]
+            texts = slice(texts, texts + 1)
         if isinstance(texts, slice):
             start, stop, step = texts.indices(len(self))
             if step == 1:
                 offsets_B1 = np.asarray(self.offsets_B1[start : max(start, stop) + 1])
                 return Pieces(self.ids_T[offsets_B1[0] : offsets_B1[-1]], offsets_B1 - offsets_B1[0])
             texts = np.arange(start, stop, step)
-        rows, offsets_B1 = _runs(self.offsets_B1, np.atleast_1d(texts))
+        rows, offsets_B1 = _runs(self.offsets_B1, np.asarray(texts, dtype=np.int64))
         return Pieces(self.ids_T[rows], offsets_B1)
 
     def __reduce__(self):
@@ -157,9 +160,12 @@ def tokenize_passages(tokenizer, texts: Sequence[str] | Pieces, layout: Layout) 
 
 
 def pieces(tokenizer, texts: Sequence[str] | Pieces) -> Pieces:
-    """Texts cut by a tokenizer of `transformers`, in memory. What is cut already is returned as it is."""
+    """Texts cut by a tokenizer of `transformers`. What is cut already, all or one by one, is not cut again."""
     if isinstance(texts, Pieces):
         return texts
+    if len(texts) and isinstance(texts[0], Pieces):
+        offsets_B1 = _offsets(np.concatenate([np.diff(text.offsets_B1) for text in texts]))
+        return Pieces(np.concatenate([text.ids_T for text in texts]), offsets_B1)
     if (
         tokenizer.is_fast
     ):  # straight from its core: `tokenizer(…)` first makes lists of masks and offsets, at twice the time
