@@ -47,7 +47,9 @@ class Retriever:
     """What all share. Not used by itself: a model is one of `MultiVector`, `SingleVector` over one of the encoders."""
 
     kind: str
-    layout: Layout | None  # None: the model has an input of its own, and takes texts alone
+    layout: Layout | None = None
+    query_prefix: str = ""  # text in front of every query
+    passage_prefix: str = ""
 
     def tokenize_queries(self, texts: Sequence[str] | Pieces) -> Tokens:
         """Queries as the encoder sees them."""
@@ -396,7 +398,6 @@ class BiEncoder(SingleVector, Plain):
     """A vector per text over any encoder, with a checkpoint's own pooling, prefixes and similarity: DPR-X, mE5."""
 
     kind = "bi-encoder"
-    layout = None
 
     def __init__(
         self,

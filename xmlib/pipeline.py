@@ -311,15 +311,12 @@ def tokenized(examples: Triples, encoder: Path) -> Triples:
     """The examples with their texts cut by the encoder's tokenizer, in files that every process maps."""
     from transformers import AutoTokenizer
 
-    tokenizer, texts = AutoTokenizer.from_pretrained(encoder), ("queries", "passages")
-    found = {name: getattr(examples, name) for name in texts}
-    return replace(
-        examples,
-        **{
-            name: systems.pieces_of(tokenizer, found[name], digest({name: found[name]}), examples.lang, progress=False)
-            for name in texts
-        },
-    )
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    cut = {
+        name: systems.pieces_of(tokenizer, texts, digest({name: texts}), examples.lang, progress=False)
+        for name, texts in (("queries", examples.queries), ("passages", examples.passages))
+    }
+    return replace(examples, **cut)
 
 
 def _finetune(

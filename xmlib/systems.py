@@ -299,7 +299,7 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
         return
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
     texts = collection.passages.texts
-    if model.layout is not None and model.tokenizer.is_fast:  # else it makes its input out of texts alone
+    if model.layout and not model.passage_prefix and model.tokenizer.is_fast:  # else it reads texts alone
         texts = pieces_of(model.tokenizer, texts, collection.passages.fingerprint, collection.lang, progress)
 
     def chunks(start: int, stop: int):
