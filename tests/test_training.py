@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests import toys
 from xmlib import training
 from xmlib.models import ColbertXM, DprXM
 from xmlib.paths import ROOT
-from xmlib.tokens import Layout
+from xmlib.tokens import Layout, open_pieces, write_pieces
 from xmlib.training import Loop, Recipe, batch_rows
 
 LAYOUT = Layout(query_length=12, passage_length=16)
@@ -76,6 +77,19 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, dropout)
     log = loop.run()
     assert [record["step"] for record in log] == list(range(12))
     assert same(weights(whole), weights(fresh))
+
+
+@pytest.mark.parametrize("kind, scale", [(ColbertXM, 1.0), (DprXM, 20.0)])
+def test_texts_that_were_cut_before_train_the_same_model_bit_for_bit(tmp_path, kind, scale):
+    examples, models = toys.triples(), []
+    for texts in ("queries", "passages"):
+        (tmp_path / texts).mkdir()
+        write_pieces(tmp_path / texts, toys.tokenizer(), getattr(examples, texts))
+    cut = replace(examples, **{texts: open_pieces(tmp_path / texts) for texts in ("queries", "passages")})
+    for given in (examples, cut):
+        models.append(toys.model(kind, layout=LAYOUT))
+        training.finetune(models[-1], given, RECIPE, progress=False, scale=scale).run()
+    assert same(*map(weights, models))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -154,7 +168,7 @@ import json
 import torch
 from tests import toys
 from xmlib import models, training
-from xmlib.tokens import Layout
+from xmlib.tokens import Layout, open_pieces, write_pieces
 from xmlib.training import Recipe
 
 outcomes = []
@@ -185,23 +199,19 @@ def test_two_processes_train_like_one_with_the_same_batch(tmp_path):
     assert outcomes[1] == pytest.approx(outcomes[0], rel=1e-5)
 
 
-def test_a_group_that_is_started_from_python_is_one_and_its_errors_arrive(tmp_path):
-    training.together(1, group_of, tmp_path)
-    assert (tmp_path / "0").read_text() == "1 1.0"
-    training.together(2, group_of, tmp_path)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 3.0", "2 3.0"]  # the sum of 1 and 2
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="process 1 has had enough"):
-        training.together(2, group_of, tmp_path, 1)
+def test_a_process_that_fails_ends_its_group_and_its_error_is_the_one_that_is_raised():
+    assert training.together(1, all_agree, 1) is None
+    with pytest.raises(RuntimeError, match=r"(?s)process 1 of 2:.*ValueError: rank 1 has had enough"):
+        training.together(2, all_agree, 2, 1)
 
 
-def group_of(folder, failing: int | None = None) -> None:
+def all_agree(processes: int, failing: int | None = None) -> None:
     rank = training._rank()
+    assert processes == training._processes()
     if rank == failing:
-        raise RuntimeError(f"process {rank} has had enough")
-    total = torch.tensor(float(rank + 1))
-    if training._processes() > 1:
-        torch.distributed.all_reduce(total)
-    (folder / str(rank)).write_text(f"{training._processes()} {total.item()}")
+        raise ValueError(f"rank {rank} has had enough")
+    if processes > 1:
+        torch.distributed.all_reduce(torch.ones(1))  # waits for all, in vain
 
 
 def test_a_batch_that_processes_cannot_share_equally_raises(monkeypatch):

@@ -533,7 +533,6 @@ class BiEncoder(SingleVector, Plain):
     """A vector per text over any encoder, with a checkpoint's own pooling, prefixes and similarity: DPR-X, mE5."""
 
     kind = "bi-encoder"
-    layout = None
 
     def __init__(
         self,

@@ -430,9 +430,22 @@ def finetuned(
         losses = dict(own_negatives=own_negatives, scale=scale, progress=progress)
         record = {"recipe": asdict(recipe), "examples": len(examples), **settings, "language": examples.lang}
         start = dict(layout=layout, record=record | {"encoder": inputs["encoder"]}, **sizes)
-        training.together(processes, _finetune, folder, kind, encoder, start, examples, recipe, losses, stop)
+        cut = examples if examples.identity else tokenized(examples, encoder)  # millions are cut a step ahead
+        training.together(processes, _finetune, folder, kind, encoder, start, cut, recipe, losses, stop)
 
     return stage(RUNS / "models", kind, 2, inputs, build)  # 2: the projection starts apart from the adapters
+
+
+def tokenized(examples: Triples, encoder: Path | str) -> Triples:
+    """The examples with their texts cut by the encoder's tokenizer, in files that every process maps."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    cut = {
+        name: systems.pieces_of(tokenizer, texts, digest({name: texts}), examples.lang, progress=False)
+        for name, texts in (("queries", examples.queries), ("passages", examples.passages))
+    }
+    return replace(examples, **cut)
 
 
 def _finetune(

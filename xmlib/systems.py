@@ -235,18 +235,16 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
     return stage(RUNS / "indexes", f"{system.kind}-{collection.lang}", 1, inputs, build, print if progress else _silent)
 
 
-def pieces_of(model, texts: Sequence[str], key: str, lang: str, progress: bool = True) -> Sequence[str] | Pieces:
-    """`texts`, whose fingerprint is `key`, cut by the model's tokenizer: the stage of a memory-mapped file.
+def pieces_of(tokenizer, texts: Sequence[str], key: str, lang: str, progress: bool = True) -> Pieces:
+    """`texts`, whose fingerprint is `key`, cut by a tokenizer: the stage of a memory-mapped file.
 
-    One file serves every model with the same tokenizer. Models that cannot read it get the texts as they are.
+    One file serves every model with the same tokenizer.
     """
-    if model.layout is None or model.passage_prefix or not model.tokenizer.is_fast:
-        return texts
 
     def build(folder: Path) -> None:
-        write_pieces(folder, model.tokenizer, texts, f"tokenize {lang}" if progress else None)
+        write_pieces(folder, tokenizer, texts, f"tokenize {lang}" if progress else None)
 
-    inputs = {"texts": key, "tokenizer": tokenizer_identity(model.tokenizer)}
+    inputs = {"texts": key, "tokenizer": tokenizer_identity(tokenizer)}
     return open_pieces(stage(RUNS / "tokens", f"tokens-{lang}", 1, inputs, build, print if progress else _silent))
 
 
@@ -303,7 +301,9 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
         BM25.build(folder, collection, **system.settings)
         return
     model, lang = open_model(system.kind, system.model, **system.settings), system.route(collection.lang)
-    texts = pieces_of(model, collection.passages.texts, collection.passages.fingerprint, collection.lang, progress)
+    texts = collection.passages.texts
+    if model.layout and not model.passage_prefix and model.tokenizer.is_fast:  # else it reads texts alone
+        texts = pieces_of(model.tokenizer, texts, collection.passages.fingerprint, collection.lang, progress)
 
     def chunks(start: int, stop: int):
         return model.encode_passages(

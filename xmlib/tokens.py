@@ -102,14 +102,17 @@ class Pieces(Sequence):
         return len(self.offsets_B1) - 1
 
     def __getitem__(self, texts) -> "Pieces":
-        """Those of some texts: a slice, which stays a view of the file, or an array of positions."""
+        """Those of one text or of a slice, which stay a view of the file, or of an array of positions."""
+        if isinstance(texts, int | np.integer):
+            texts = range(len(self))[texts]
+            texts = slice(texts, texts + 1)
         if isinstance(texts, slice):
             start, stop, step = texts.indices(len(self))
             if step == 1:
                 offsets_B1 = np.asarray(self.offsets_B1[start : max(start, stop) + 1])
                 return Pieces(self.ids_T[offsets_B1[0] : offsets_B1[-1]], offsets_B1 - offsets_B1[0])
             texts = np.arange(start, stop, step)
-        rows, offsets_B1 = _runs(self.offsets_B1, np.atleast_1d(texts))
+        rows, offsets_B1 = _runs(self.offsets_B1, np.asarray(texts, dtype=np.int64))
         return Pieces(self.ids_T[rows], offsets_B1)
 
     def __reduce__(self):
@@ -159,13 +162,14 @@ def tokenize_passages(tokenizer, texts: Sequence[str] | Pieces, layout: Layout) 
 
 
 def pieces(tokenizer, texts: Sequence[str] | Pieces) -> Pieces:
-    """Texts cut by a tokenizer of `transformers`, in memory. What is cut already is returned as it is."""
+    """Texts cut by a tokenizer of `transformers`. What is cut already, all or one by one, is not cut again."""
     if isinstance(texts, Pieces):
         return texts
-    if (
-        tokenizer.is_fast
-    ):  # straight from its core: `tokenizer(…)` first makes lists of masks and offsets, at twice the time
-        core = tokenizer.backend_tokenizer
+    if len(texts) and isinstance(texts[0], Pieces):
+        offsets_B1 = _offsets(np.concatenate([np.diff(text.offsets_B1) for text in texts]))
+        return Pieces(np.concatenate([text.ids_T for text in texts]), offsets_B1)
+    if tokenizer.is_fast:
+        core = tokenizer.backend_tokenizer  # `tokenizer(…)` makes lists of masks and offsets too
         core.no_truncation(), core.no_padding()
         rows = [found.ids for found in core.encode_batch_fast(list(texts), add_special_tokens=False)]
     else:
@@ -260,15 +264,16 @@ def _wrap(tokenizer, texts: Sequence[str] | Pieces, marker: str | None, legacy_p
         head.append(tokenizer.convert_tokens_to_ids("."))
     cut = pieces(tokenizer, texts)
     kept_B = np.minimum(np.diff(cut.offsets_B1), length - len(head) - 1)
-    offsets_B1 = _offsets(kept_B + len(head) + 1)
+    kept_B1, offsets_B1 = _offsets(kept_B), _offsets(kept_B + len(head) + 1)
     ids_T = np.empty(offsets_B1[-1], dtype=np.int64)
-    inner_T = np.ones(len(ids_T), dtype=bool)
-    for rows, token in [(offsets_B1[:-1] + place, token) for place, token in enumerate(head)] + [
-        (offsets_B1[1:] - 1, tokenizer.sep_token_id)
-    ]:
-        ids_T[rows], inner_T[rows] = token, False
-    source_T = np.arange(kept_B.sum()) + np.repeat(cut.offsets_B1[:-1] - _offsets(kept_B)[:-1], kept_B)
-    ids_T[inner_T] = cut.ids_T[source_T]
+    for place, token in enumerate(head):
+        ids_T[offsets_B1[:-1] + place] = token
+    ids_T[offsets_B1[1:] - 1] = tokenizer.sep_token_id
+    source, target = (
+        np.arange(kept_B1[-1]) + np.repeat(starts_B - kept_B1[:-1], kept_B)
+        for starts_B in (cut.offsets_B1[:-1], offsets_B1[:-1] + len(head))
+    )
+    ids_T[target] = cut.ids_T[source]
     return Tokens(ids_T, offsets_B1, np.ones(len(ids_T), dtype=bool))
 
 

@@ -14,8 +14,10 @@ import math
 import os
 import tempfile
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -270,21 +272,30 @@ def together(processes: int, function: Callable, *arguments) -> None:
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise ValueError(f"{processes} processes need as many GPUs; there are {torch.cuda.device_count()}")
     with tempfile.TemporaryDirectory() as folder:
-        threads = max(1, torch.get_num_threads() // processes)
-        settings = (processes, f"file://{folder}/group", threads, function, arguments)
+        threads, errors = max(1, torch.get_num_threads() // processes), Path(folder) / "error"
+        settings = (processes, f"file://{folder}/group", errors, threads, function, arguments)
         group = torch.multiprocessing.spawn(_member, settings, processes, join=False)
         try:
             while not group.join():
                 pass
+        except torch.multiprocessing.ProcessException as error:  # of any of them: one that waited for the first to fail
+            raise RuntimeError(errors.read_text() if errors.exists() else str(error)) from None
         finally:
             for process in group.processes:
                 process.terminate()  # after an interrupt; those that ended do not mind
 
 
-def _member(rank: int, processes: int, where: str, threads: int, function: Callable, arguments: tuple) -> None:
+def _member(
+    rank: int, processes: int, where: str, errors: Path, threads: int, function: Callable, arguments: tuple
+) -> None:
     torch.set_num_threads(threads)
     _join(rank, init_method=where, rank=rank, world_size=processes)
-    function(*arguments)
+    try:
+        function(*arguments)
+    except Exception:
+        with suppress(FileExistsError), errors.open("x") as file:
+            file.write(f"process {rank} of {processes}:\n{traceback.format_exc()}")
+        raise
     dist.destroy_process_group()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xmlib.data.collection import Collection
-from xmlib.tokens import Tokens
+from xmlib.tokens import Pieces, Tokens
 
 UP_FRONT = 150_000  # texts; with up to so many, tokens are made once and kept: some hundred megabytes
 
@@ -92,14 +92,15 @@ def batches(
 class _Texts:
     """Texts to take tokens from: of all, made at once, or of those taken."""
 
-    def __init__(self, texts: Sequence[str], tokenize: Callable[[Sequence[str]], Tokens]):
+    def __init__(self, texts: Sequence[str] | Pieces, tokenize: Callable[[Sequence[str] | Pieces], Tokens]):
         self.texts, self.tokenize = texts, tokenize
         self.tokens = tokenize(texts) if len(texts) <= UP_FRONT else None
 
     def take(self, positions: np.ndarray) -> Tokens:
         if self.tokens is not None:
             return self.tokens.take(positions)
-        return self.tokenize([self.texts[position] for position in positions.tolist()])
+        mapped = isinstance(self.texts, Pieces)
+        return self.tokenize(self.texts[positions] if mapped else [self.texts[i] for i in positions.tolist()])
 
 
 class _Ahead:
