@@ -57,6 +57,19 @@ def test_counters_are_measured_and_one_that_starts_again_is_followed(monkeypatch
     assert meter.energy_kwh("assumed") is None
 
 
+def test_work_side_by_side_shares_a_reading(monkeypatch, tmp_path):
+    joules = iter([0, 3_600_000_000])  # in millijoules: 1 kWh
+    monkeypatch.setattr(carbon, "_nvml_counters", lambda: [("a GPU", lambda: next(joules))])
+    monkeypatch.setattr(carbon, "RAPL", tmp_path / "none")
+    monkeypatch.setattr(carbon.processes, "sharing", 4)
+    with carbon.Meter() as meter:
+        pass
+    assert meter.energy_kwh() == pytest.approx(0.25) and "shared by 4" in meter.readings[0].how
+    assert meter.readings[1].basis == "assumed"
+    meter.save(tmp_path)
+    assert carbon.measured(tmp_path) == pytest.approx(0.25)
+
+
 def test_a_machine_without_a_gpu_has_no_gpu_counters():
     assert isinstance(carbon._nvml_counters(), list)
 
@@ -75,6 +88,7 @@ def test_a_meter_leaves_its_readings_for_the_ledger(no_counters, tmp_path):
     with carbon.Meter(threads=1) as meter:
         time.sleep(0.05)
     meter.save(tmp_path)
+    assert carbon.measured(tmp_path) is None
     log = pd.DataFrame({"seconds": [meter.seconds]})
     assert carbon.training(tmp_path, log, 1.0, "") == meter.readings
 

@@ -174,11 +174,12 @@ def test_table_4_has_a_row_per_number_of_examples():
 
 def test_figure_3_keeps_ours_and_the_papers_apart_and_draws_without_ours(figures):
     rows = pd.concat([results(ColBERT_XM=(0.4, 0.3, 0.2)).assign(examples=n) for n in (1600, 3200)])
-    frame = reporting.read_csv(reporting.examples_curve(rows, results(mE5_base=(0.5, 0.3, 0.1)), "demo")[0])
+    scaling = pd.concat([rows, results(mE5_base=(0.5, 0.3, 0.1))])
+    frame = reporting.read_csv(reporting.examples_curve(scaling, "demo")[0])
     ours, paper = (frame[frame["source"] == source] for source in ("ours", "paper"))
     assert len(paper) == 4 * 5 + 1 and list(ours["system"]) == ["ColBERT-XM", "ColBERT-XM", "mE5-base"]
     assert ours["value"].round(4).tolist() == [0.301, 0.301, 0.301] and ours["examples_millions"].tolist()[1] == 0.0032
-    nothing = reporting.examples_curve(rows[:0], rows, "demo", "fig3_paper")
+    nothing = reporting.examples_curve(rows[:0], "demo", "fig3_paper")
     assert set(reporting.read_csv(nothing[0])["source"]) == {"paper"} and len(nothing) == 3
 
 

@@ -1,5 +1,6 @@
 """The rows of the tables: every system of the paper is there and ranks; re-ranking; names; what identifies a model."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 import pytest
 
 from tests.test_pipeline import toy_collection
-from xmlib import baselines, notebook, pipeline, reported, systems
+from xmlib import baselines, carbon, notebook, pipeline, reported, systems
 from xmlib.data.sources import open_collection
 from xmlib.evaluation import Run, evaluate
+from xmlib.experiments import score_all
 from xmlib.systems import BM25, PAPER, System, checkpoints_of, identity, pick, rank, some_queries, version
 
 
@@ -94,6 +96,20 @@ def test_names_are_picked_in_the_order_of_the_table_and_unknown_ones_name_the_va
     for wrong in ("bm25", "DPR", "ColBERT", ""):
         with pytest.raises(ValueError, match=r"unknown system .*; have: BM25, mT5-base, mMiniLM-L6, mono-XM"):
             pick(wrong, PAPER)
+
+
+def test_the_systems_of_a_table_are_those_that_the_paper_prints_for_the_collection():
+    printed = {row["system"] for row in reported.rows(2)}
+    assert set(pick("table", PAPER, "mrtydi")) == set(pick("table", PAPER, "sample-ood")) == printed
+    assert pick("table", PAPER, "sample") == pick("table", PAPER, "a/folder") == pick("all", PAPER) == list(PAPER)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_result_row_says_what_its_ranking_cost(runs, monkeypatch, keep):
+    joules = itertools.count(0, 3_600_000_000)  # 1 kWh from one reading to the next
+    monkeypatch.setattr(carbon, "_nvml_counters", lambda: [("a GPU", lambda: next(joules))])
+    rows = score_all([BM25], [("sample", "sw")], 5, profile="smoke", seed=1, queries=3, keep=keep).rows
+    assert rows["energy_kwh"].tolist() == [1.0, 1.0] and (rows["seconds"] > 0).all()
 
 
 def test_checkpoints_are_given_by_name():

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from xmlib import processes
+
 FILE = "energy.csv"  # readings of the meter, in the folder of a trained model
 
 LEDGER_COLUMNS = [
@@ -95,8 +97,9 @@ class Reading:
 class Meter:
     """Takes the energy of all that runs inside `with`, on every GPU and processor of this machine.
 
-    Counters are the whole device's: what other programs do there meanwhile is in the reading. `threads` is the number
-    of cores in use where a processor has to be assumed (PyTorch's number of threads if None), each at `core_w`.
+    Counters are the whole device's: what other programs do there meanwhile is in the reading. Where `processes` has
+    work side by side, each takes an equal share of it. `threads` is the number of cores in use where a processor has to
+    be assumed (PyTorch's number of threads if None), each at `core_w`.
     """
 
     def __init__(self, threads: int | None = None, core_w: float = CORE_W):
@@ -125,7 +128,9 @@ class Meter:
             self.readings.append(Reading("CPU", energy_kwh(power, hours), hours, power, "assumed", how))
 
     def _measured(self, name: str, joules: float, how: str) -> None:
-        kwh, hours = joules / 3.6e6, self.seconds / 3600
+        kwh, hours = joules / 3.6e6 / processes.sharing, self.seconds / 3600
+        if processes.sharing > 1:
+            how = f"{how}, shared by {processes.sharing}"
         self.readings.append(Reading(name, kwh, hours, 1000 * kwh / hours, "measured", how))
 
     def energy_kwh(self, basis: str = "measured") -> float | None:
@@ -134,8 +139,14 @@ class Meter:
         return sum(found) if found else None
 
     def save(self, folder: Path) -> None:
-        """Leave the readings beside a model that was trained meanwhile, for `training`."""
+        """Leave the readings beside what was made meanwhile, for `training` and `measured`."""
         pd.DataFrame([asdict(reading) for reading in self.readings]).to_csv(Path(folder) / FILE, index=False)
+
+
+def measured(folder: Path) -> float | None:
+    """Kilowatt-hours that a meter measured for what lies in `folder`; None where it had no counter."""
+    readings = pd.read_csv(Path(folder) / FILE).query("basis == 'measured'")
+    return float(readings["energy_kwh"].sum()) if len(readings) else None
 
 
 def training(folder: Path, log: pd.DataFrame, power_w: float, how: str) -> list[Reading]:

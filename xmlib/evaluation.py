@@ -154,7 +154,10 @@ def result_rows(
     seconds: float | None = None,
     energy_kwh: float | None = None,
 ) -> pd.DataFrame:
-    """One row per metric of `values` (from `evaluate`), with all that says where the number came from."""
+    """One row per metric of `values` (from `evaluate`), with all that says where the number came from.
+
+    `seconds` and `energy_kwh` are those of the ranking, without its index; energy only where a counter measured it.
+    """
     origin = dict(
         system=system, model=model, collection=collection.name, split=collection.split, lang=collection.lang,
         n_queries=len(values), seed=seed, profile=profile, device=device, commit=commit,

@@ -7,14 +7,13 @@
 Systems and languages are independent, so they are worked on side by side, one process on each core of a CPU.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from xmlib import notebook, processes, stages, systems
+from xmlib import carbon, notebook, processes, stages, systems
 from xmlib.data.sources import open_collection
 from xmlib.evaluation import Run, evaluate, result_rows
 from xmlib.systems import System
@@ -62,15 +61,16 @@ def _score(
     system: System, source: str, lang: str, k: int, metrics: Sequence[str], queries: int, keep: bool, origin: dict
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     collection = systems.some_queries(open_collection(source, lang), queries)
-    began = time.perf_counter()
     if keep:
         folder = systems.ranking(system, collection, k, progress=False)
-        run, seconds = Run.load(folder / systems.RUN_FILE), stages.record(folder)["seconds"]
+        run = Run.load(folder / systems.RUN_FILE)
+        cost = dict(seconds=stages.record(folder)["seconds"], energy_kwh=carbon.measured(folder))
     else:
-        run = systems.search(system, collection, k, progress=False)
-        seconds = round(time.perf_counter() - began, 3)
+        with carbon.Meter() as meter:
+            run = systems.search(system, collection, k, progress=False)
+        cost = dict(seconds=round(meter.seconds, 3), energy_kwh=meter.energy_kwh("measured"))
     values = evaluate(run, collection.qrels, metrics)
-    rows = result_rows(values, collection, system=system.name, model=systems.version(system), seconds=seconds, **origin)
+    rows = result_rows(values, collection, system=system.name, model=systems.version(system), **cost, **origin)
     return rows, values
 
 

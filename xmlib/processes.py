@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
+sharing = 1  # processes that work side by side with this one, itself included: among them a meter's reading is divided
 
 
 def cores() -> int:
@@ -37,7 +38,7 @@ def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, proc
                 results.append(function(*task))
                 bar.update()
             return results
-        with _pool(processes) as pool:
+        with _pool(processes, sharing=min(processes, len(tasks))) as pool:
             futures = [pool.submit(function, *task) for task in tasks]
             for done in as_completed(futures):
                 done.result()  # raises what went wrong, as soon as it did
@@ -56,29 +57,35 @@ def beside(function: Callable, *arguments) -> Iterator[Future]:
         future.set_result(function(*arguments))
         yield future
         return
+    global sharing
     threads = torch.get_num_threads()
-    with _pool(1) as pool:
+    with _pool(1, sharing=2) as pool:
         future = pool.submit(function, *arguments)
         torch.set_num_threads(max(1, threads - 1))
+        sharing = 2
         try:
             yield future
             future.result()
         finally:
+            sharing = 1
             torch.set_num_threads(threads)
 
 
 @contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(processes: int, sharing: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh interpreters. An error or an interrupt drops the tasks that have not begun."""
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin)
+    fresh = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, fresh, initializer=_begin, initargs=(sharing,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
+def _begin(side_by_side: int) -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
+    global sharing
+    sharing = side_by_side
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
     torch.set_num_threads(1)

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from xmlib import reported
+from xmlib.carbon import Meter
 from xmlib.data.collection import Collection
 from xmlib.evaluation import Run
 from xmlib.index import analysis
@@ -37,6 +39,7 @@ KINDS = {  # what runs a system → how it is called in the paper's tables
     "colbert-xm": "multi-vector",
 }
 ENGINES = ("plaid", "exact")  # how token vectors are searched; pooled vectors and words have one engine each
+OUT_OF_DOMAIN = ("mrtydi", "sample-ood")  # collections of Table 2, which has fewer rows than Table 1
 RUN_FILE = "run.trec"
 
 
@@ -99,20 +102,23 @@ _ROWS = (
 PAPER = {system.name: system for system in _ROWS}
 
 
-def pick(names: str | Sequence[str], have: Iterable[str]) -> list[str]:
-    """Names of systems: `"BM25,mT5"`, "all" or a list → those of `have`, in its order. ValueError for any other.
+def pick(names: str | Sequence[str], have: Iterable[str], source: str = "") -> list[str]:
+    """Names of systems: `"BM25,mT5"`, "all", "table" or a list → those of `have`, in its order. ValueError for others.
 
-    What stands before a hyphen is enough where only one system begins so: "mT5" is mT5-base.
+    "table" are the rows of the paper's table for the collection `source`: of Table 2 for Mr. TyDi and its stand-in,
+    else all. What stands before a hyphen is enough where only one system begins so: "mT5" is mT5-base.
     """
     have = list(have)
     wanted = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    if wanted == ["all"]:
+    if wanted == ["table"] and source in OUT_OF_DOMAIN:
+        wanted = {row["system"] for row in reported.rows(2)}
+    elif wanted in (["table"], ["all"]):
         return have
     chosen = set()
     for name in wanted:
         found = [name] if name in have else [full for full in have if full.startswith(f"{name}-")]
         if len(found) != 1:
-            raise ValueError(f"unknown system {name!r}; have: {', '.join(have)} (or 'all')")
+            raise ValueError(f"unknown system {name!r}; have: {', '.join(have)} (or 'all', or 'table')")
         chosen.add(found[0])
     return [name for name in have if name in chosen]
 
@@ -178,9 +184,11 @@ def ranking(system: System, collection: Collection, k: int = 100, progress: bool
     inputs |= {"name": system.name, "queries": collection.fingerprint, "k": k}
 
     def build(into: Path) -> None:
-        run_of(into).save(into / RUN_FILE)
+        with Meter() as meter:
+            run_of(into).save(into / RUN_FILE)
+        meter.save(into)
 
-    return stage(RUNS / "rankings", f"run-{collection.lang}", 1, inputs, build, print if progress else _silent)
+    return stage(RUNS / "rankings", f"run-{collection.lang}", 2, inputs, build, print if progress else _silent)
 
 
 def search(system: System, collection: Collection, k: int = 100, progress: bool = True) -> Run:

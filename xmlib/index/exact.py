@@ -31,14 +31,15 @@ def search(
         d_TH = block.vectors_TH.astype(np.float32, copy=False)
         for a in range(0, A, TILE_QUERIES):
             q = slice(a, a + TILE_QUERIES)
-            q_mask = q_mask_AS[q]
-            q_QH = np.zeros((-(-q_mask.size // kernels.LANES) * kernels.LANES, H), np.float32)
-            q_QH[: q_mask.size] = q_ASH[q].reshape(-1, H)
-            score_AB = np.empty((len(q_mask), len(block)), np.float32)
+            q_offsets_A1 = offsets_of(q_mask_AS[q].sum(axis=1))
+            Q = q_offsets_A1[-1]
+            q_QH = np.zeros((-(-Q // kernels.LANES) * kernels.LANES, H), np.float32)
+            q_QH[:Q] = q_ASH[q][q_mask_AS[q]]
+            score_AB = np.empty((len(q_offsets_A1) - 1, len(block)), np.float32)
             for start, stop in _tiles(block.offsets_B1, tile_tokens):
                 offsets_N1 = block.offsets_B1[start : stop + 1]
                 sim_TQ = d_TH[offsets_N1[0] : offsets_N1[-1]] @ q_QH.T
-                kernels.maxsim_tile(sim_TQ, offsets_N1 - offsets_N1[0], q_mask, score_AB[:, start:stop])
+                kernels.maxsim_tile(sim_TQ, offsets_N1 - offsets_N1[0], q_offsets_A1, score_AB[:, start:stop])
             scores_Ak[q], positions_Ak[q] = merge(scores_Ak[q], positions_Ak[q], score_AB, np.arange(first, last))
     return scores_Ak, positions_Ak
 

@@ -359,12 +359,12 @@ def rescore(positions_N, offsets_B1, vectors_TH, q_HL, score_N):
 
 
 @compiled
-def maxsim_tile(sim_TQ, offsets_N1, q_mask_AS, score_AN):
-    """MaxSim of all queries and the documents of a tile, from their products; Q = A x S, filled up to LANES.
+def maxsim_tile(sim_TQ, offsets_N1, q_offsets_A1, score_AN):
+    """MaxSim of all queries and the documents of a tile, from the products of their tokens.
 
-    A document with no token scores -inf, as does anything for a query with no token.
+    Query a has columns q_offsets_A1[a] : q_offsets_A1[a + 1] of Q, which is filled up to LANES. A document with no
+    token scores -inf, as does anything for a query with no token.
     """
-    A, S = q_mask_AS.shape
     Q = sim_TQ.shape[1]
     highest_Q = np.empty(Q, np.float32)
     for n in range(len(offsets_N1) - 1):
@@ -374,13 +374,11 @@ def maxsim_tile(sim_TQ, offsets_N1, q_mask_AS, score_AN):
             for t in range(start, stop):
                 highest = larger(highest, load(sim_TQ, t * Q + q))
             store(highest_Q, q, highest)
-        for a in range(A):
-            score, real = np.float32(0), stop == start
-            for s in range(S):
-                if q_mask_AS[a, s]:
-                    score += highest_Q[a * S + s]
-                    real = True
-            score_AN[a, n] = score if real else -np.inf
+        for a in range(len(score_AN)):
+            score = np.float32(0)
+            for q in range(q_offsets_A1[a], q_offsets_A1[a + 1]):
+                score += highest_Q[q]
+            score_AN[a, n] = score if q_offsets_A1[a] < q_offsets_A1[a + 1] else -np.inf
 
 
 @compiled
