@@ -264,7 +264,8 @@ def said(folder: Path, stem: str) -> str:
     """All that an executed notebook shows as text."""
     cells = json.loads((folder / "runs" / "paper" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "\n".join("".join(output.get("text", output.get("data", {}).get("text/plain", ""))) for output in outputs)
+    shown = [output.get("data", {"text/plain": output.get("text", "")}) for output in outputs]
+    return "\n".join("".join(data.get("text/markdown", data.get("text/plain", ""))) for data in shown)
 
 
 @pytest.mark.slow
