@@ -94,9 +94,10 @@ def sentence_transformer(model: XmodModel) -> Callable | None:
 
     Its modules open folders only, so the model is written to a temporary one: as large as the model.
     """
-    if importlib.util.find_spec("sentence_transformers") is None:
+    try:
+        from sentence_transformers.models import Transformer
+    except ImportError:  # it, or something that it stands on
         return None
-    from sentence_transformers.models import Transformer
     from tokenizers import Tokenizer, models
 
     with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,7 @@ def test_a_row_is_made_when_it_is_asked_for_and_no_other(train):
         ("mono-XM", "XmodForSequenceClassification"),
         ("DPR-X", "XLMRobertaModel"),
         ("mE5-base", "XLMRobertaModel"),
-        ("mColBERT", "XLMRobertaModel"),
+        ("mColBERT", "HF_ColBERT"),
     ],
 )
 def test_every_row_has_the_architecture_and_the_recipe_of_its_own(train, name, architecture):

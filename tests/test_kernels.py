@@ -111,14 +111,6 @@ def test_the_nearest_of_256_codewords_is_found(rng, d):
     assert (code_TR[0] == 7).all()
 
 
-def test_lists_hold_the_passages_of_each_centroid(rng, codes_T):
-    offsets_C1 = offsets_of(np.bincount(codes_T, minlength=C))
-    documents = kernels.lists(codes_T, OFFSETS, offsets_C1.copy())
-    document_T = np.repeat(np.arange(B), LENGTHS)
-    for c in range(C):
-        assert documents[offsets_C1[c] : offsets_C1[c + 1]].tolist() == document_T[codes_T == c].tolist()
-
-
 def test_importing_the_library_does_not_load_the_compiler():
     program = "import sys, xmlib, xmlib.models, xmlib.systems; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"

@@ -264,7 +264,8 @@ def said(folder: Path, stem: str) -> str:
     """All that an executed notebook shows as text."""
     cells = json.loads((folder / "runs" / "paper" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "\n".join("".join(output.get("text", output.get("data", {}).get("text/plain", ""))) for output in outputs)
+    shown = [output.get("data", {"text/plain": output.get("text", "")}) for output in outputs]
+    return "\n".join("".join(data.get("text/markdown", data.get("text/plain", ""))) for data in shown)
 
 
 @pytest.mark.slow
@@ -310,6 +311,9 @@ def test_numbers_on_reduced_collections_say_so_wherever_they_stand(done):
     for stem in ("tab1_mmarco", "tab2_mrtydi", f"tab_eval_mmarco-REDUCED-{MAX_PASSAGES}"):
         assert "REDUCED-45" in (figures / f"{stem}.md").read_text(), stem
     assert set(pd.read_csv(figures / "comparisons.csv")["collection"]) == {f"mmarco-REDUCED-{MAX_PASSAGES}"}
+    built = [json.loads(path.read_text()) for path in (folder / "runs" / "indexes").glob("bm25-*/index/meta.json")]
+    settings = {(index["collection"].partition("-")[0], index["k1"], index["b"]) for index in built}
+    assert settings == {("mmarco", 0.82, 0.68), ("mrtydi", 0.9, 0.4)}
     assert "not run" in said(folder, "10_paper") and "FAIL" not in said(folder, "10_paper")
 
 

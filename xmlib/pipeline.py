@@ -190,21 +190,32 @@ class Training:
         recipe = Recipe(self.new_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed)
         return extended(encoder, lang, texts, recipe, self.pretrain_length, self.pretrain_join, self.progress)
 
-    @cached_property
+    @property
     def examples(self) -> Triples | Tuples:
-        """English training triples with hard negatives, for `steps`."""
+        """English training examples with hard negatives, for `steps`."""
         return self.examples_for(self.steps)
 
     def examples_for(self, steps: int) -> Triples | Tuples:
         """Examples for a run of `steps`. Mined ones are all that there are; of published ones as many as it takes."""
+        count = 0 if self.negatives == "mined" else steps * self.batch_size
+        if count not in self._examples:
+            self._examples[count] = self._drawn(count)
+        return self._examples[count]
+
+    @cached_property
+    def _examples(self) -> dict[int, Triples | Tuples]:
+        """Those that are open, by their number."""
+        return {}
+
+    def _drawn(self, count: int) -> Triples | Tuples:
         collection = open_collection(self.collection, languages.TRAINING_LANGUAGE, "train")
-        if self.negatives != "mined":
-            count, retrievers = steps * self.batch_size, NEGATIVES[self.negatives]
-            if self.nway > 2:
-                return msmarco.tuples(collection, count, self.nway, retrievers, seed=self.seed)
-            return msmarco.triples(collection, count, retrievers, seed=self.seed)
-        bm25 = System("BM25", "bm25")
-        return triples(collection, bm25, self.negatives_per_query, self.negatives_depth, self.seed)
+        if self.negatives == "mined":
+            bm25 = System("BM25", "bm25")
+            return triples(collection, bm25, self.negatives_per_query, self.negatives_depth, self.seed)
+        retrievers = NEGATIVES[self.negatives]
+        if self.nway > 2:
+            return msmarco.tuples(collection, count, self.nway, retrievers, seed=self.seed)
+        return msmarco.triples(collection, count, retrievers, seed=self.seed)
 
     @cached_property
     def colbert(self) -> Path:

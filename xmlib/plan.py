@@ -425,7 +425,7 @@ class _Sizes:
 def _hours(hours: float) -> str:
     if hours >= 48:
         return f"{hours / 24:.1f} days"
-    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "<1 min"
 
 
 def _indented(parts: dict[str, list[str]]) -> Iterator[str]:
