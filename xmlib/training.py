@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import multiprocessing
 from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
@@ -274,11 +275,12 @@ def together(processes: int, function: Callable, *arguments) -> None:
     with tempfile.TemporaryDirectory() as folder:
         threads, errors = max(1, torch.get_num_threads() // processes), Path(folder) / "error"
         settings = (processes, f"file://{folder}/group", errors, threads, function, arguments)
-        group = torch.multiprocessing.spawn(_member, settings, processes, join=False)
+        group = multiprocessing.spawn(_member, settings, processes, join=False)
         try:
             while not group.join():
                 pass
-        except torch.multiprocessing.ProcessException as error:  # of any of them: one that waited for the first to fail
+        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+            # It may be of one that waited for the first to fail.
             raise RuntimeError(errors.read_text() if errors.exists() else str(error)) from None
         finally:
             for process in group.processes:
