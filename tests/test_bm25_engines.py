@@ -220,7 +220,7 @@ def test_foreign_damaged_and_outdated_folders_are_refused(tmp_path, cls, monkeyp
         other.open(tmp_path / "i")
     with monkeypatch.context() as patch:
         patch.setattr(inverted.analysis, "VERSION", 99)
-        with pytest.raises(store.IndexFolderError, match="expected analysis 99, found 1; build again"):
+        with pytest.raises(store.IndexFolderError, match="expected analysis 99, found 1; build it again"):
             cls.open(tmp_path / "i")
     path = tmp_path / "i" / "bits.npy"
     path.write_bytes(path.read_bytes()[:-1])

@@ -36,6 +36,7 @@ from transformers.models.xmod.modeling_xmod import XmodPreTrainedModel
 
 from xmlib import xmod
 from xmlib.index.vectors import TokenVectors
+from xmlib.languages import adapter_of
 from xmlib.tokens import SINGLE_VECTOR, Layout, Pieces, Tokens, stream, tokenize_passages, tokenize_queries
 
 POOLING = ("mean", "max", "cls")
@@ -198,8 +199,9 @@ class Modular(Retriever, XmodPreTrainedModel):
         from xmlib import formats
 
         folder = Path(folder)
+        default = None if lang is None else adapter_of(lang, self.languages)
         self.save_pretrained(folder)
-        formats.describe(self, folder, lang)
+        formats.describe(self, folder, default)
         metadata = {"kind": self.kind, "layout": asdict(self.layout), "sizes": self.sizes, "record": self.record}
         beside = folder / f"{METADATA}.partial"
         beside.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")

@@ -101,15 +101,18 @@ def export(model: "models.Retriever", folder: str | Path, library: str, lang: st
         colbert_ai.write(model, folder)
 
 
-def describe(model: "models.Retriever", folder: Path, lang: str | None) -> None:
-    """Beside the weights of a model that was saved into `folder`: its tokenizer, and what other libraries read."""
+def describe(model: "models.Retriever", folder: Path, adapter: str | None) -> None:
+    """Beside the weights of a model that was saved into `folder`: its tokenizer, and what other libraries read.
+
+    `adapter`: of an X-MOD, whose adapter they use; None: they have to be told.
+    """
     for name in (models.METADATA, sentence_transformers.MODULES, sentence_transformers.SETTINGS, colbert_ai.METADATA):
         (folder / name).unlink(missing_ok=True)  # of another model, that lay here before
     config = read_json(folder, "config.json")
     if hasattr(model, "linear"):
         config["architectures"] = [colbert_ai.ARCHITECTURE]
-    if "languages" in config and lang is not None:
-        config["default_language"] = adapter_of(lang, config["languages"])
+    if adapter is not None:
+        config["default_language"] = adapter
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
     exact = not sentence_transformers.inexact(model)
     _save_tokenizer(model, folder, sentence_transformers.template(model) if exact else None)
@@ -147,8 +150,8 @@ def _read(folder: Path, checkpoint: str | Path, kind: str | None) -> Parts:
 
 def _saved_here(folder: Path) -> Parts:
     """The parts of a folder that a modular model was saved in."""
-    found, sizes = read_json(folder, models.METADATA), {}
-    sizes = dict(found["sizes"])
+    found = read_json(folder, models.METADATA)
+    sizes = found["sizes"]
     weights = tensors(folder, ("linear.weight", "linear.bias"))
     parts = Parts(
         folder,
