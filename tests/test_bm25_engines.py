@@ -132,6 +132,7 @@ def test_runs_that_cannot_hold_a_result_are_never_decoded(tmp_path, monkeypatch)
         seek(i, wanted, cursors, index)
         decoded.add(int(cursors.read_N[i]))
 
+    monkeypatch.setattr(document_at_a_time, "_add", document_at_a_time._add.py_func)  # which calls `_seek` as well
     monkeypatch.setattr(document_at_a_time, "_seek", watched)
     assert document_at_a_time._search.py_func(*query, 2, index)[1].tolist() == [0, 500]
     few, runs = len(decoded), len(index.size_R[index.runs_V1[query[0][1]] : index.runs_V1[query[0][1] + 1]])
