@@ -37,7 +37,7 @@ NEGATIVES = {  # where hard negatives come from → the retrievers of the publis
     "msmarco": msmarco.SYSTEMS,
     "msmarco-dense": msmarco.DENSE,
 }
-TOKENIZER_LINES = 10_000  # the vocabulary is learnt from at most about this many texts per language, evenly spaced
+TEXTS_PER_PIECE = 4  # the vocabulary is learnt from about so many for each of its pieces, as many of every language
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,8 @@ def pretrained(
         from transformers import AutoTokenizer
 
         if not (folder / "tokenizer" / "tokenizer_config.json").exists():
-            lines = (line for lang in texts for line in texts[lang][:: len(texts[lang]) // TOKENIZER_LINES + 1])
+            most = TEXTS_PER_PIECE * shape.vocab_size // len(texts)
+            lines = (line for lang in texts for line in texts[lang][:: len(texts[lang]) // most + 1])
             pretraining.train_tokenizer(lines, shape.vocab_size).save_pretrained(folder / "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         model = pretraining.new_xmod(
@@ -322,7 +323,7 @@ def pretrained(
         finish(loop, folder)
         pretraining.save(model, tokenizer, folder)
 
-    return stage(RUNS / "models", "xmod", 1, inputs, build)
+    return stage(RUNS / "models", "xmod", 2, inputs, build)  # 2: a vocabulary from fewer texts
 
 
 def extended(
