@@ -111,6 +111,18 @@ def test_the_nearest_of_256_codewords_is_found(rng, d):
     assert (code_TR[0] == 7).all()
 
 
+def test_postings_name_each_passage_once_at_each_centroid(rng, codes_T):
+    count_CP, low = np.zeros((C, 1), np.uint32), 2
+    kernels.count_postings(codes_T, LENGTHS, 0, np.full(C, -1), count_CP)
+    document_T = np.repeat(np.arange(B), LENGTHS)
+    wanted = [sorted(set(document_T[codes_T == c].tolist())) for c in range(C)]
+    assert count_CP[:, 0].tolist() == [len(documents) for documents in wanted]
+    starts = offsets_of(count_CP[low:, 0])
+    postings = np.empty(starts[-1], np.uint16)
+    kernels.fill_postings(codes_T, LENGTHS, 0, low, np.full(C - low, -1), starts[:-1].copy(), postings)
+    assert [run.tolist() for run in np.split(postings, starts[1:-1])] == wanted[low:]
+
+
 def test_importing_the_library_does_not_load_the_compiler():
     program = "import sys, xmlib, xmlib.models, xmlib.systems; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"
