@@ -142,7 +142,7 @@ def test_runs_that_cannot_hold_a_result_are_never_decoded(tmp_path, monkeypatch)
     assert few <= 4 < runs <= len(decoded)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), lang=st.sampled_from(sorted(SENTENCES)), k=st.integers(1, 12))
 def test_all_engines_agree_with_bm25s_in_every_language(tmp_path_factory, data, lang, k):
     words = st.lists(st.sampled_from(SENTENCES[lang].split()), max_size=8).map(" ".join)
