@@ -67,8 +67,7 @@ def compare(peer: str, python: str, work: Path) -> list[dict]:
     for name in made:
         there = np.load(work / name / "there.npz")
         rows.append({"case": name, "way": "saved here", "apart": apart(ours[name], there)})
-        layout = {"legacy_prefix": True} if peer == "colbert-ai" and "legacy" in name else {}  # that folder cannot say
-        back = formats.load(work / name / "theirs", **layout)
+        back = formats.load(work / name / "theirs")
         rows.append({"case": name, "way": "saved there", "apart": apart(vectors(back), there)})
     return [{"peer": named} | row for row in rows]
 

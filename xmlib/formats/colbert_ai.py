@@ -7,7 +7,8 @@ not be in the vocabulary: in XLM-R's both [unused0] and [unused1] are `<unk>`.
 Until version 0.2.21 (August 2024) colbert-ai put ". " in front of every text and the marker in place of the first token
 of that. For BERT `.` is one token and nothing of it is left; for XLM-R it is two, and the second one stays
 (`legacy_prefix`). The folder does not say which it was, but when it was written: the older layout is taken for those
-written before. `Layout` fields given to `load` win.
+written before. `Layout` fields given to `load` win. Where a newer version is to compute the older layout, as in what is
+exported to it here, the dot is in the tokenizer's template, `<s> . $A </s>`, in which it puts its marker.
 
 A .dnn file is a pickle of the weights of BERT and of the arguments of the training. The tokenizer is not in it; if it
 does not lie beside it, it is fetched from the hub: the size of the vocabulary says which of BERT's it is.
@@ -121,12 +122,13 @@ def write(model, folder: Path) -> None:
 def _layout(settings: dict, tokenizer) -> Layout:
     """`artifact.metadata` as a layout; where it says nothing colbert-ai's own defaults."""
     written = _written(settings)
+    older = written is not None and written < MARKER_IN_PLACE and _dot_stays(tokenizer)
     return Layout(
         query_length=settings.get("query_maxlen", 32),
         passage_length=settings.get("doc_maxlen", 220),
         query_marker=settings.get("query_token_id", "[unused0]"),
         passage_marker=settings.get("doc_token_id", "[unused1]"),
-        legacy_prefix=written is not None and written < MARKER_IN_PLACE and _dot_stays(tokenizer),
+        legacy_prefix=older or tokenizer.tokenize("", add_special_tokens=True)[1:-1] == ["."],  # as it is exported
         attend_to_mask_tokens=settings.get("attend_to_mask_tokens", False),
         mask_punctuation="colbert" if settings.get("mask_punctuation", True) else "none",
     )
