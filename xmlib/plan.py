@@ -214,6 +214,7 @@ def _rows(stem: str, parameters: dict, train: Training, source: str) -> Iterator
         "02_index": ["ColBERT-XM"],
         "04_compare": ["BM25", *TRAINED],
         "06_scaling": [parameters["reference"]] if parameters.get("reference") else [],
+        "08_new_language": ["BM25", "ColBERT-XM"],
     }.get(stem, pick(parameters["systems"], PAPER, source) if "systems" in parameters else [])
     given = checkpoints_of(parameters.get("checkpoints", ""))
     for name in names:
