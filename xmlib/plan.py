@@ -146,18 +146,18 @@ def announce(stem: str, names: dict) -> None:
         raise SystemExit(0)
 
 
-def plan(stem: str, parameters: dict) -> str:
+def plan(stem: str, parameters: dict, sizes: "Sizes | None" = None) -> str:
     """The plan of one notebook as text: one line where nothing is to be downloaded."""
     needs, title = needs_of(stem, parameters), f"plan of {stem}, profile {parameters['profile']}"
     if not needs.anything:
         return f"{title}: nothing is downloaded"
-    found = downloads(needs)
+    found = downloads(needs, sizes or Sizes())
     parts = {"download": [line.text() for line in found], "disk": disk(needs, found), "time": times(needs)}
     parts["expected"] = expected(stem, needs, parameters.get("max_passages", 0))
     return "\n".join([f"{title}; nothing of it is done yet", *_indented(parts)])
 
 
-def together(notebooks: dict[str, dict]) -> str:
+def together(notebooks: dict[str, dict], sizes: "Sizes | None" = None) -> str:
     """What all these notebooks (name → parameters) would download and keep on disk, shared things once."""
     whole = Needs()
     for needs in (needs_of(stem, parameters) for stem, parameters in notebooks.items()):
@@ -173,7 +173,7 @@ def together(notebooks: dict[str, dict]) -> str:
     title = f"all {len(notebooks)} notebooks together"
     if not whole.anything:
         return f"{title}: nothing is downloaded"
-    found = downloads(whole)
+    found = downloads(whole, sizes or Sizes())
     parts = {"download": [line.text() for line in found], "disk": disk(whole, found)}
     return "\n".join([title, *_indented(parts)])
 
@@ -251,9 +251,9 @@ def _add_training(needs: Needs, train: Training, stem: str, parameters: dict) ->
 # --- the four parts
 
 
-def downloads(needs: Needs) -> list[Download]:
+def downloads(needs: Needs, asked: "Sizes") -> list[Download]:
     """What would be fetched, one line per collection and checkpoint."""
-    asked, found = _Sizes(), []
+    found = []
     for source in dict.fromkeys(place.source for place in needs.places):
         about, here = published.PUBLISHED[source], [place for place in needs.places if place.source == source]
         pending = [published.pending(place.source, place.lang, place.split) for place in here]
@@ -385,7 +385,7 @@ def _index_bytes(row: System, place: Place, dim: int) -> float:
     return tokens * (2 * dim + math.log2(centroids)) / 8
 
 
-class _Sizes:
+class Sizes:
     """Sizes of files, asked of the hub until it does not answer."""
 
     def __init__(self):
@@ -439,14 +439,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m xmlib.plan", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help="by default all that the profile has")
     parser.add_argument("--profile", default="paper")
-    asked = parser.parse_args(arguments)
-    have = sorted(path.name.split(".")[0] for path in (ROOT / "params").glob(f"*.{asked.profile}.yaml"))
+    options, sizes = parser.parse_args(arguments), Sizes()
+    have = sorted(path.name.split(".")[0] for path in (ROOT / "params").glob(f"*.{options.profile}.yaml"))
     given = {
-        stem: notebook.settings(stem, asked.profile) | {"profile": asked.profile} for stem in asked.notebooks or have
+        stem: notebook.settings(stem, options.profile) | {"profile": options.profile}
+        for stem in options.notebooks or have
     }
     for stem, parameters in given.items():
-        print(plan(stem, parameters), end="\n\n")
-    print(together(given))
+        print(plan(stem, parameters, sizes), end="\n\n")
+    print(together(given, sizes))
 
 
 if __name__ == "__main__":
