@@ -388,7 +388,7 @@ def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
         look = dict(marker=mark(system, 1)["marker"], edgecolor=colour(system))
         ax.scatter([x], [100 * value], s=90, lw=1.2, zorder=3, **look, **fill)
         across, above = (near_P2 - here).T  # in shares of the panel; a label gives way to a dot just above
-        under = ((np.abs(across) < 0.3) & (above > 0) & (above < 0.15)).any()
+        under = ((np.abs(across) < 0.2) & (above > 0) & (above < 0.15)).any()
         place = dict(xytext=(0, -8), va="top") if under else dict(xytext=(0, 8))
         text = dict(textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
         ax.annotate(system, (x, 100 * value), **place, **text)
