@@ -147,7 +147,8 @@ def processor_name() -> str:
     if cpuinfo.exists():
         models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    return f"CPU {name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU {name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def written_since(since: float) -> list[tuple[Path, int]]:
