@@ -28,8 +28,9 @@ import numpy as np
 
 from benchmarks.engines import peak_gib
 from xmlib.index import exact, plaid, residual, shards
-from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
+from xmlib.index.vectors import TokenVectors
 from xmlib.paths import ROOT, RUNS
+from xmlib.ragged import offsets_of, rows_of
 
 WORDS = 4096
 STUDIED = 400_000  # real tokens from which words and variances are taken

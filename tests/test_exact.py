@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmlib.index import exact
-from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
+from xmlib.index.vectors import TokenVectors
+from xmlib.ragged import offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
 ORIGIN = {"model": "m", "lang": "sw", "collection": "c"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xmlib.index import kernels
-from xmlib.index.vectors import offsets_of
+from xmlib.ragged import offsets_of
 
 LENGTHS = np.array([3, 0, 5, 1, 0, 7, 2])
 B, T, C, H = len(LENGTHS), LENGTHS.sum(), 9, 8

@@ -10,7 +10,8 @@ import pytest
 
 from xmlib.index import exact, kernels, plaid, store
 from xmlib.index.plaid import PROBED
-from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
+from xmlib.index.vectors import TokenVectors
+from xmlib.ragged import offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
 ORIGIN = {"model": "m", "lang": "ko", "collection": "c"}

@@ -57,8 +57,7 @@ class Systems(Mapping[str, System]):
         row = replace(PAPER[name], depth=self.depth)
         if name in self.checkpoints:
             return replace(row, model=self.checkpoints[name])
-        made_here = row.model and (not self.train.checkpoint or name in TRAINED)
-        return replace(row, **_row(self.train, name)) if made_here else row
+        return replace(row, **_row(self.train, name)) if is_made_here(self.train, row) else row
 
     def built(self) -> list[str]:
         """Names of the rows whose checkpoints exist already, or that need none."""
@@ -72,6 +71,11 @@ class Systems(Mapping[str, System]):
             _ = self.train.examples, self.train.checkpoint or encoder(self.train)  # what most of them stand on
             alone = Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
             processes.each(alone.__getitem__, [(name,) for name in missing], "make checkpoints", "model")
+
+
+def is_made_here(train: Training, row: System) -> bool:
+    """Whether a row's checkpoint is trained here rather than downloaded, where nothing else is asked for."""
+    return row.model is not None and (not train.checkpoint or row.name in TRAINED)
 
 
 def encoder(train: Training) -> Path:

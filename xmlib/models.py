@@ -37,6 +37,7 @@ from transformers.models.xmod.modeling_xmod import XmodPreTrainedModel
 from xmlib import xmod
 from xmlib.index.vectors import TokenVectors
 from xmlib.languages import adapter_of
+from xmlib.ragged import offsets_of, rows_of
 from xmlib.tokens import SINGLE_VECTOR, Layout, Pieces, Tokens, stream, tokenize_passages, tokenize_queries
 
 POOLING = ("mean", "max", "cls")
@@ -292,8 +293,8 @@ class Plain(Retriever, torch.nn.Module):
         states = torch.cat([self._padded(tokens.take(texts)) for texts in groups])
         if len(groups) == 1:
             return states
-        rows = [np.arange(*tokens.offsets_B1[text : text + 2]) for texts in groups for text in texts]
-        return states[torch.from_numpy(np.argsort(np.concatenate(rows))).to(states.device)]
+        rows_T, _ = rows_of(tokens.offsets_B1, np.concatenate(groups))
+        return states[torch.from_numpy(np.argsort(rows_T)).to(states.device)]
 
     def _padded(self, tokens: Tokens) -> torch.Tensor:
         real_BT = np.arange(tokens.lengths_B.max()) < tokens.lengths_B[:, None]
@@ -323,12 +324,11 @@ class MultiVector(Retriever):
         """Vectors of the passage tokens that take part in MaxSim, packed in the order of `texts`, float16."""
         tokens = self.tokenize_passages(texts)
         scored_B = np.add.reduceat(tokens.scored_T, tokens.offsets_B1[:-1]) if len(tokens) else np.zeros(0, np.int64)
-        offsets_B1 = np.concatenate([[0], scored_B.cumsum()]).astype(np.int64)
+        offsets_B1 = offsets_of(scored_B)
         vectors_TH = np.empty((offsets_B1[-1], self.linear.out_features), dtype=np.float16)
 
         def put(batch: np.ndarray, out_KH: np.ndarray) -> None:
-            stops = scored_B[batch].cumsum()
-            rows_K = np.arange(len(out_KH)) + np.repeat(offsets_B1[batch] - (stops - scored_B[batch]), scored_B[batch])
+            rows_K, _ = rows_of(offsets_B1, batch)
             vectors_TH[rows_K] = out_KH
 
         def compute(part: Tokens) -> torch.Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xmlib import languages, notebook
-from xmlib.baselines import TRAINED
+from xmlib.baselines import TRAINED, is_made_here
 from xmlib.data import hub, msmarco, published
 from xmlib.data.collection import reduced_name
 from xmlib.data.hub import HubFile
@@ -219,8 +219,7 @@ def _rows(stem: str, parameters: dict, train: Training, source: str) -> Iterator
     given = checkpoints_of(parameters.get("checkpoints", ""))
     for name in names:
         row = replace(PAPER[name], depth=parameters.get("rerank_depth", PAPER[name].depth))
-        made_here = row.model and (not train.checkpoint or name in TRAINED)
-        model = given.get(name, HERE if made_here else row.model)
+        model = given.get(name, HERE if is_made_here(train, row) else row.model)
         yield replace(row, model=model) if row.model else row
     if stem == "06_scaling":
         for share in parameters["shares"]:

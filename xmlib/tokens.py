@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from xmlib.ragged import offsets_of, rows_of
+
 PUNCTUATION = ("none", "unicode", "colbert", "pylate")
 
 
@@ -82,7 +84,7 @@ class Tokens:
 
     def take(self, texts: Sequence[int]) -> "Tokens":
         """The stream of these texts alone, in the order given."""
-        rows, offsets = _runs(self.offsets_B1, np.asarray(texts, dtype=np.int64))
+        rows, offsets = rows_of(self.offsets_B1, np.asarray(texts, dtype=np.int64))
         attended = None if self.attended_T is None else self.attended_T[rows]
         return Tokens(self.ids_T[rows], offsets, self.scored_T[rows], attended)
 
@@ -112,7 +114,7 @@ class Pieces(Sequence):
                 offsets_B1 = np.asarray(self.offsets_B1[start : max(start, stop) + 1])
                 return Pieces(self.ids_T[offsets_B1[0] : offsets_B1[-1]], offsets_B1 - offsets_B1[0])
             texts = np.arange(start, stop, step)
-        rows, offsets_B1 = _runs(self.offsets_B1, np.asarray(texts, dtype=np.int64))
+        rows, offsets_B1 = rows_of(self.offsets_B1, np.asarray(texts, dtype=np.int64))
         return Pieces(self.ids_T[rows], offsets_B1)
 
     def __reduce__(self):
@@ -126,7 +128,7 @@ def concatenate(*streams: Tokens) -> Tokens:
         attended = np.concatenate([np.ones_like(s.scored_T) if s.attended_T is None else s.attended_T for s in streams])
     return Tokens(
         np.concatenate([s.ids_T for s in streams]),
-        np.concatenate([[0], *[s.lengths_B for s in streams]]).cumsum(),
+        offsets_of(np.concatenate([s.lengths_B for s in streams])),
         np.concatenate([s.scored_T for s in streams]),
         attended,
     )
@@ -134,7 +136,7 @@ def concatenate(*streams: Tokens) -> Tokens:
 
 def stream(rows: list[list[int]]) -> Tokens:
     """Lists of token ids as one stream, every token scored and attended to."""
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
+    offsets = offsets_of([len(row) for row in rows])
     ids = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(offsets[-1]))
     return Tokens(ids, offsets, np.ones(len(ids), dtype=bool))
 
@@ -162,19 +164,16 @@ def tokenize_passages(tokenizer, texts: Sequence[str] | Pieces, layout: Layout) 
 
 
 def pieces(tokenizer, texts: Sequence[str] | Pieces) -> Pieces:
-    """Texts cut by a tokenizer of `transformers`. What is cut already, all or one by one, is not cut again."""
+    """Texts cut by a tokenizer of `transformers`. What is cut already is not cut again."""
     if isinstance(texts, Pieces):
         return texts
-    if len(texts) and isinstance(texts[0], Pieces):
-        offsets_B1 = _offsets(np.concatenate([np.diff(text.offsets_B1) for text in texts]))
-        return Pieces(np.concatenate([text.ids_T for text in texts]), offsets_B1)
     if tokenizer.is_fast:
         core = tokenizer.backend_tokenizer  # `tokenizer(…)` makes lists of masks and offsets too
         core.no_truncation(), core.no_padding()
         rows = [found.ids for found in core.encode_batch_fast(list(texts), add_special_tokens=False)]
     else:
         rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
-    offsets_B1 = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    offsets_B1 = offsets_of([len(row) for row in rows])
     ids = itertools.chain.from_iterable(rows)
     return Pieces(np.fromiter(ids, dtype=np.uint32, count=offsets_B1[-1]), offsets_B1)
 
@@ -264,7 +263,7 @@ def _wrap(tokenizer, texts: Sequence[str] | Pieces, marker: str | None, legacy_p
         head.append(tokenizer.convert_tokens_to_ids("."))
     cut = pieces(tokenizer, texts)
     kept_B = np.minimum(np.diff(cut.offsets_B1), length - len(head) - 1)
-    kept_B1, offsets_B1 = _offsets(kept_B), _offsets(kept_B + len(head) + 1)
+    kept_B1, offsets_B1 = offsets_of(kept_B), offsets_of(kept_B + len(head) + 1)
     ids_T = np.empty(offsets_B1[-1], dtype=np.int64)
     for place, token in enumerate(head):
         ids_T[offsets_B1[:-1] + place] = token
@@ -278,20 +277,8 @@ def _wrap(tokenizer, texts: Sequence[str] | Pieces, marker: str | None, legacy_p
 
 
 @lru_cache(maxsize=8)
-def _scored_V(tokenizer, size: int, kind: str) -> np.ndarray:
+def _scored_V(tokenizer, size: int, kind: str | tuple[str, ...]) -> np.ndarray:
     """By token id: whether it takes part in MaxSim. `size` tells a tokenizer from itself with more tokens."""
     scored_V = np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
     scored_V[list(punctuation_ids(tokenizer, kind))] = False
     return scored_V
-
-
-def _offsets(lengths_B: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
-
-
-def _runs(offsets_B1: np.ndarray, texts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of some texts, in the order asked for, and the offsets that pack them."""
-    starts_N = offsets_B1[texts_N]
-    lengths_N = offsets_B1[texts_N + 1] - starts_N
-    offsets_N1 = _offsets(lengths_N)
-    return np.arange(offsets_N1[-1]) + np.repeat(starts_N - offsets_N1[:-1], lengths_N), offsets_N1

@@ -22,7 +22,23 @@ from xmlib.index import analysis
 FORMAT = "xmlib-bm25-1"
 
 
-class BM25:
+class Searches:
+    """Search for many queries with an engine that has `encode` and, for one of them, `find`."""
+
+    def search(self, texts: list[str], k: int, **limits) -> tuple[np.ndarray, np.ndarray]:
+        """The k best passages of every query: (scores_Ak float32, positions_Ak int64), best first, ties by position.
+
+        Only passages that share a term with the query are found; the rest of a row is -inf and -1.
+        """
+        scores_Ak = np.full((len(texts), k), -np.inf, dtype=np.float32)
+        positions_Ak = np.full((len(texts), k), -1, dtype=np.int64)
+        for a, text in enumerate(texts):
+            scores, positions = self.find(self.encode(text), k, **limits)
+            scores_Ak[a, : len(scores)], positions_Ak[a, : len(scores)] = scores, positions
+        return scores_Ak, positions_Ak
+
+
+class BM25(Searches):
     """An index on disk: what `bm25s` saves, and `meta.json` with the language and where the passages came from."""
 
     def __init__(self, folder: Path, meta: dict, postings):
@@ -99,18 +115,6 @@ class BM25:
             found = found[score_B[found] >= np.partition(score_B[found], -k)[-k]]
         found = found[np.argsort(-score_B[found], kind="stable")][:k]
         return score_B[found], found
-
-    def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages of every query: (scores_Ak float32, positions_Ak int64), best first, ties by position.
-
-        Only passages that share a term with the query are found; the rest of a row is -inf and -1.
-        """
-        scores_Ak = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        positions_Ak = np.full((len(texts), k), -1, dtype=np.int64)
-        for a, text in enumerate(texts):
-            scores, positions = self.find(self.encode(text), k)
-            scores_Ak[a, : len(scores)], positions_Ak[a, : len(scores)] = scores, positions
-        return scores_Ak, positions_Ak
 
     def size_report(self) -> dict[str, int]:
         return {"total_bytes": sum(path.stat().st_size for path in self.folder.iterdir())}

@@ -22,7 +22,7 @@ import numpy as np
 
 from xmlib.index import store
 from xmlib.index.inverted import Lexical, Postings, compiled, get, idf, norm, put, weight, width_of
-from xmlib.index.vectors import offsets_of
+from xmlib.ragged import offsets_of
 
 RUN = 64  # passages; a longer run takes less to describe and is skipped less often
 WINDOW = 1024

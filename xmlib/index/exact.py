@@ -8,7 +8,8 @@ float32, whatever the size of the collection; the vectors may be a memory map, a
 import numpy as np
 
 from xmlib.index import kernels, store
-from xmlib.index.vectors import TokenVectors, offsets_of
+from xmlib.index.vectors import TokenVectors
+from xmlib.ragged import offsets_of
 
 KIND = "exact"
 TILE_QUERIES = 64  # 64 queries of 32 tokens times 1,024 document tokens are 8 MB of similarities: they stay in cache

@@ -18,8 +18,9 @@ import numpy as np
 
 from xmlib.data.collection import Collection
 from xmlib.index import analysis, store
+from xmlib.index.bm25 import Searches
 from xmlib.index.kernels import compiled
-from xmlib.index.vectors import offsets_of
+from xmlib.ragged import offsets_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def weights(idf_V, norm_B, offsets_V1, document_P, count_P):
     return weight_P
 
 
-class Lexical:
+class Lexical(Searches):
     """What an open BM25 engine is beside its postings: the vocabulary, and how a text becomes terms of it."""
 
     KIND = ""
@@ -114,18 +115,6 @@ class Lexical:
         """A query as this index sees it: the terms it knows, and how often the query has each."""
         counted = Counter(v for v in map(self._vocabulary.get, self._terms(text)) if v is not None)
         return np.array(list(counted), np.int64), np.array(list(counted.values()), np.int64)
-
-    def search(self, texts: list[str], k: int, **limits) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages of every query: (scores_Ak float32, positions_Ak int64), best first, ties by position.
-
-        Only passages that share a term with the query are found; the rest of a row is -inf and -1.
-        """
-        scores_Ak = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        positions_Ak = np.full((len(texts), k), -1, dtype=np.int64)
-        for a, text in enumerate(texts):
-            scores, positions = self.find(self.encode(text), k, **limits)
-            scores_Ak[a, : len(scores)], positions_Ak[a, : len(scores)] = scores, positions
-        return scores_Ak, positions_Ak
 
     def size_report(self) -> dict[str, int]:
         size = self.stored.file_bytes

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from xmlib.index import plaid, store
-from xmlib.index.vectors import offsets_of, rows_of
+from xmlib.ragged import offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from xmlib.data.collection import Collection
 from xmlib.index import analysis
+from xmlib.index.bm25 import Searches
 
 FORMAT = "xmlib-lucene-1"
 
@@ -42,7 +43,7 @@ def _java(name: str):
     return autoclass(name)
 
 
-class Lucene:
+class Lucene(Searches):
     """An index of Lucene's on disk, and `meta.json` with the language and where the passages came from."""
 
     def __init__(self, folder: Path, meta: dict) -> None:
@@ -103,15 +104,6 @@ class Lucene:
         hits = self.hits(query, k)
         scores = np.array([hit.score for hit in hits], np.float32)
         return scores, positions(hits)
-
-    def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages of every query: (scores_Ak float32, positions_Ak int64), as in `xmlib.index.bm25`."""
-        scores_Ak = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        positions_Ak = np.full((len(texts), k), -1, dtype=np.int64)
-        for a, text in enumerate(texts):
-            scores, found = self.find(self.encode(text), k)
-            scores_Ak[a, : len(scores)], positions_Ak[a, : len(scores)] = scores, found
-        return scores_Ak, positions_Ak
 
     def size_report(self) -> dict[str, int]:
         return {"total_bytes": sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())}

@@ -27,7 +27,8 @@ from functools import cached_property
 import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
-from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
+from xmlib.index.vectors import TokenVectors
+from xmlib.ragged import offsets_of, rows_of
 
 KIND = "plaid-pq"
 WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage

@@ -14,7 +14,7 @@ import numpy as np
 
 from xmlib.index import store
 from xmlib.index.inverted import Lexical, Postings, compiled, get, put, width_of
-from xmlib.index.vectors import offsets_of
+from xmlib.ragged import offsets_of
 
 LEVELS = 255
 NO_BUDGET = np.iinfo(np.int64).max

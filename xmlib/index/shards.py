@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from xmlib.index import exact, plaid, store
-from xmlib.index.vectors import offsets_of
+from xmlib.ragged import offsets_of
 
 
 class ShardedIndex:

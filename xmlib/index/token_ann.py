@@ -13,7 +13,8 @@ Axes, used as suffixes:  A queries · B documents · N candidates · S query tok
 import numpy as np
 
 from xmlib.index import exact, residual, store
-from xmlib.index.vectors import TokenVectors, offsets_of, rows_of
+from xmlib.index.vectors import TokenVectors
+from xmlib.ragged import offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
 
 KIND = "token-ann"

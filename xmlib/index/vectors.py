@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xmlib.ragged import offsets_of
+
 
 @dataclass
 class TokenVectors:
@@ -48,20 +50,3 @@ class TokenVectors:
         parts = list(parts)
         lengths_B = np.concatenate([part.lengths_B for part in parts])
         return cls.from_lengths(np.concatenate([part.vectors_TH for part in parts]), lengths_B)
-
-
-def offsets_of(lengths_B: np.ndarray) -> np.ndarray:
-    """Where documents of these lengths start and end. Returns (B + 1,), int64."""
-    return np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
-
-
-def rows_of(offsets_B1: np.ndarray, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The token rows of some documents, in the order asked for, and the offsets that pack them.
-
-    Returns rows_T and offsets_N1, both int64. No loop: a run of consecutive rows is a global count plus a shift per
-    document.
-    """
-    lengths_N = offsets_B1[positions_N + 1] - offsets_B1[positions_N]
-    offsets_N1 = offsets_of(lengths_N)
-    shift_N = offsets_B1[positions_N] - offsets_N1[:-1]
-    return np.arange(offsets_N1[-1]) + np.repeat(shift_N, lengths_N), offsets_N1
