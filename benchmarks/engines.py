@@ -18,10 +18,13 @@ the engine finds when it scores everything (asked of SPARED questions, where it 
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -410,6 +413,7 @@ def main() -> None:
     parser.add_argument("--engines", default="all", help="names, with semicolons between; or all")
     parser.add_argument("--peers", nargs="*", default=[], help="Pythons that have peers")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "engines.json")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is built there, and take it from there")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -417,7 +421,8 @@ def main() -> None:
         if task == "serve":
             serve(name, Path(work), Path(folder), int(threads))
         else:
-            Path(work, "built.json").write_text(json.dumps(build(name, Path(work), Path(folder))))
+            took = build(name, Path(work), Path(folder))
+            Path(folder).with_name(f"{name}.json").write_text(json.dumps(took))
         return
     if (args.file is None) == (args.generate is None):
         parser.error("give either a file of vectors or --generate PASSAGES")
@@ -446,11 +451,10 @@ def main() -> None:
     vectors = TokenVectors(data["vectors"], data["offsets"])
     data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
     rows = []
-    with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
+    with _workplace(args.keep) as work:
         for name in ("vectors", "offsets", "queries", "query_lengths"):
             np.save(work / f"{name}.npy", data[name])
-        built = _build_all(names, work, args.peers)
+        built = _build_all(names, work, args.peers, _fingerprint(data))
         for threads in args.threads:
             engines = []
             for name, (python, folder, _) in built.items():
@@ -468,8 +472,8 @@ def main() -> None:
     print(f"\n{args.out}")
 
 
-def _build_all(names: list[str], work: Path, peers: list[str]) -> dict[str, tuple[str, Path, dict]]:
-    """By name: the Python that runs it, its folder, what the build took."""
+def _build_all(names: list[str], work: Path, peers: list[str], fingerprint: str) -> dict[str, tuple[str, Path, dict]]:
+    """By name: the Python that runs it, its folder, what the build took. What was built of the same vectors stays."""
     built = {}
     for name in names:
         module = ENGINES[name][2]
@@ -477,18 +481,36 @@ def _build_all(names: list[str], work: Path, peers: list[str]) -> dict[str, tupl
         if not pythons:
             print(f"{name}: not installed", flush=True)
             continue
-        folder = Path(tempfile.mkdtemp(dir=work))
-        log = work / f"{name}.log"
-        with log.open("w") as file:
-            command = _command(pythons[0], "build", name, work, folder, 1)
-            code = subprocess.run(command, env=_environment(pythons[0], 1), stdout=file, stderr=file).returncode
-        if code:
-            print(f"{name}: {_last_line(log)} (exit {code})", flush=True)
-            continue
-        took = json.loads((work / "built.json").read_text())
+        folder, log, done = work / fingerprint / name, work / f"{name}.log", work / fingerprint / f"{name}.json"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with log.open("w") as file:
+                command = _command(pythons[0], "build", name, work, folder, 1)
+                code = subprocess.run(command, env=_environment(pythons[0], 1), stdout=file, stderr=file).returncode
+            if code:
+                print(f"{name}: {_last_line(log)} (exit {code})", flush=True)
+                continue
+        took = json.loads(done.read_text())
         built[name] = (pythons[0], folder, took)
         print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in took.items()), flush=True)
     return built
+
+
+@contextlib.contextmanager
+def _workplace(keep: Path | None):
+    if keep is None:
+        with tempfile.TemporaryDirectory() as work:
+            yield Path(work)
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+
+
+def _fingerprint(data: dict) -> str:
+    digest = hashlib.blake2b(data["offsets"].tobytes(), digest_size=6)
+    digest.update(data["vectors"][:: max(len(data["vectors"]) // 10_000, 1)].tobytes())
+    return digest.hexdigest()
 
 
 def _has(python: str, module: str) -> bool:
