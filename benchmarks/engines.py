@@ -409,7 +409,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--passages", type=int, help="only so many, the relevant ones among them")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--threads", type=int, nargs="*", default=[1, 2], help="none: build, and search later, with --keep"
+    )
     parser.add_argument("--engines", default="all", help="names, with semicolons between; or all")
     parser.add_argument("--peers", nargs="*", default=[], help="Pythons that have peers")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "engines.json")
