@@ -246,7 +246,7 @@ def _load(work: Path) -> dict[str, np.ndarray]:
 
 def build(name: str, work: Path, folder: Path) -> dict:
     data = _load(work)
-    data["vectors"] = np.array(data["vectors"])
+    data["vectors"] = np.load(work / "vectors.npy")  # not a copy of the mapped ones, whose pages would count as well
     before, start, cpu = peak_gib(), time.perf_counter(), time.process_time()
     ENGINES[name][0](data, folder)
     return {
