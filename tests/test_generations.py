@@ -70,7 +70,7 @@ def test_the_second_and_third_generation_read_the_same_files(case, tmp_path):
     old, new = lower_bounds.open(tmp_path / "index"), plaid.open(tmp_path / "index")
     C = len(old.codec.centroids_CH)
     slow = old.search(q_ASH, q_mask_AS, 10, n_probe=C, n_candidates=200)
-    fast = new.search(q_ASH, q_mask_AS, 10, n_candidates=200)
+    fast = new.search(q_ASH, q_mask_AS, 10, effort=4, n_candidates=200)
     np.testing.assert_allclose(fast[0], slow[0], atol=0.02)
     assert overlap(fast[1], slow[1]) > 0.98
 

@@ -54,10 +54,11 @@ def test_bytes_keep_the_order_and_share_one_step(rng):
     table_CL = rng.integers(-20_000, 20_000, (C, 32)).astype(np.int16)
     low_L = rng.integers(-5000, 0, 32).astype(np.int16)
     bytes_CL = np.empty((C, 32), np.uint8)
-    kernels.to_bytes(table_CL, low_L, bytes_CL)
+    step = kernels.to_bytes(table_CL, low_L, bytes_CL)
     above = np.maximum(table_CL.astype(int) - low_L, 0)
     assert bytes_CL.max() == 254
-    assert (bytes_CL == np.floor(above * (255 * 32768 // above.max()) / 32768)).all()
+    assert step == 255 * 32768 // above.max()
+    assert (bytes_CL == np.floor(above * step / 32768)).all()
 
 
 def test_bytes_hold_the_widest_products_that_fit(rng):
@@ -65,6 +66,20 @@ def test_bytes_hold_the_widest_products_that_fit(rng):
     bytes_CL = np.empty((3, 32), np.uint8)
     kernels.to_bytes(table_CL, np.full(32, -3000, np.int16), bytes_CL)
     assert bytes_CL[:, 0].tolist() == [0, 0, 254]
+
+
+@pytest.mark.parametrize(("L", "S"), [(32, 32), (32, 3), (64, 40)])
+@pytest.mark.parametrize("margin", [0, 20, 255])
+def test_tokens_contend_that_come_near_the_best_for_any_query_token(rng, codes_T, L, S, margin):
+    bytes_CL = rng.integers(0, 255, (C, L)).astype(np.uint8)
+    bytes_CL[:, S:] = 0
+    some, row_K = np.array([5, 1, 0, 3]), np.empty(T, np.int64)
+    offsets_N1 = kernels.contenders(some, OFFSETS, codes_T, bytes_CL, S, np.uint8(margin), row_K)
+    for n, b in enumerate(some):
+        rows = np.arange(OFFSETS[b], OFFSETS[b + 1])
+        of_TS = bytes_CL[codes_T[rows], :S].astype(int)
+        wanted = rows[(of_TS >= of_TS.max(axis=0, initial=0) - margin).any(axis=1)]
+        assert row_K[offsets_N1[n] : offsets_N1[n + 1]].tolist() == wanted.tolist()
 
 
 def test_reranking_adds_centroid_and_residual_and_applies_the_gain(rng, codes_T):
@@ -77,13 +92,13 @@ def test_reranking_adds_centroid_and_residual_and_applies_the_gain(rng, codes_T)
     table_CL, table_RWL = np.empty((C, 32), np.int16), np.empty((2, 256, 32), np.int16)
     kernels.centroid_table(centroids_CH, q_HL, factor, table_CL)
     kernels.residual_table(codebook_RWd, q_HL, factor, table_RWL)
-    some = np.array([0, 2, 3, 5])
-    gain_of = np.rint(levels * 2**15).astype(np.int32)
-    of = (some, OFFSETS, codes_T, gains_T, residuals_TR, gain_of, table_CL, table_RWL, factor, np.empty(4, np.float32))
-    found_N = kernels.rerank(*of)
+    gain_of, score_N = np.rint(levels * 2**15).astype(np.int32), np.empty(4, np.float32)
+    row_K, offsets_N1 = np.array([2, 0, 4, 8, 5, 15]), np.array([0, 2, 3, 5, 6])
+    of_tokens = (row_K, offsets_N1, codes_T[row_K], gains_T[row_K], residuals_TR)
+    found_N = kernels.rerank(*of_tokens, gain_of, table_CL, table_RWL, factor, score_N)
     decoded_TH = centroids_CH[codes_T] + np.concatenate([codebook_RWd[r, residuals_TR[:, r]] for r in (0, 1)], axis=1)
     sim_TL = (decoded_TH * levels[gains_T][:, None]) @ q_HL
-    wanted_N = [sim_TL[OFFSETS[b] : OFFSETS[b + 1]].max(axis=0).sum() for b in some]
+    wanted_N = [sim_TL[row_K[offsets_N1[n] : offsets_N1[n + 1]]].max(axis=0).sum() for n in range(4)]
     np.testing.assert_allclose(found_N, wanted_N, atol=32 * 4 / 4000)  # four roundings down, of 32 query tokens
 
 

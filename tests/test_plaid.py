@@ -136,12 +136,21 @@ def test_scores_are_those_of_the_decoded_vectors(case, index):
     """With every passage a candidate the ranking is that of exact search, up to the last of 16 bits."""
     _, q_ASH, _ = case
     q_mask_AS = np.random.default_rng(0).random((len(q_ASH), 32)) < 0.8
-    scores, positions = index.search(q_ASH, q_mask_AS, 20, n_candidates=400)
+    scores, positions = index.search(q_ASH, q_mask_AS, 20, effort=4, n_candidates=400)
     everything_AB = maxsim_packed(q_ASH, index.decoded.vectors_TH, index.decoded.offsets_B1, q_mask_AS)
     np.testing.assert_allclose(scores, np.take_along_axis(everything_AB, positions, axis=1), atol=0.02)
     assert (np.diff(scores) <= 0).all()
     wanted_scores, _ = exact.search(index.decoded, q_ASH, q_mask_AS, 20)
     np.testing.assert_allclose(scores, wanted_scores, atol=0.02)
+
+
+def test_tokens_that_are_not_read_hardly_change_a_score(case, index):
+    _, q_ASH, q_mask_AS = case
+    some, found = index.search(q_ASH, q_mask_AS, 10, effort=3, n_candidates=400)
+    every, wanted = index.search(q_ASH, q_mask_AS, 10, effort=4, n_candidates=400)
+    assert (some < every).any()  # some tokens were left out
+    np.testing.assert_allclose(some, every, rtol=0.01)
+    assert overlap(found, wanted) > 0.98
 
 
 def test_rescored_scores_are_those_of_the_eight_bit_vectors(case, rescoring):
@@ -156,7 +165,7 @@ def test_queries_of_any_number_of_tokens_are_searched(case, index):
     _, q_ASH, _ = case
     q_SH = np.concatenate([q_ASH[0], q_ASH[1], q_ASH[2]])
     for S in (1, 31, 33, 70):
-        scores, positions = index.search(q_SH[None, :S], np.ones((1, S), bool), 400, n_candidates=400)
+        scores, positions = index.search(q_SH[None, :S], np.ones((1, S), bool), 400, effort=4, n_candidates=400)
         everything_B = maxsim_packed(q_SH[:S], index.decoded.vectors_TH, index.decoded.offsets_B1)
         assert sorted(positions[0]) == list(range(400))
         np.testing.assert_allclose(scores[0], everything_B[positions[0]], atol=0.02)

@@ -7,12 +7,14 @@ the registers the processor has: one of AVX-512, two of AVX2, four of SSE or NEO
     approximate    a score for every passage, from the centroids its tokens lie at
     highest        the centroids nearest to each query token      accumulate   a score for passages in their lists
     best           the n highest of those scores
+    contenders     the tokens of a few passages that may decide their scores
     rerank         scores of a few passages from residual codes, by adding table rows
     rescore        scores of a few passages from 8-bit vectors
     maxsim_tile    exact scores, from all products of query tokens and document tokens
 
 Axes, used as suffixes:  B documents · N some of them · T document tokens · C centroids · H embedding
                          R bytes of a residual · L = query tokens, filled up to a multiple of LANES
+                         K tokens that contend
 """
 
 import numba
@@ -23,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 32
+AHEAD = 8  # rows that are asked for before they are read: they lie far apart, so the processor cannot guess them
 
 
 def compiled(function):
@@ -190,6 +193,33 @@ def keyed(typing, lanes, key):
     return Lanes(types.int32)(lanes, types.int32), generate
 
 
+@intrinsic
+def reached(typing, one, other):
+    """Bit l is set where lane l of bytes is no smaller than the other's."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.icmp_unsigned(">=", *args), ir.IntType(32))
+
+    return types.int32(one, other), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Have the cache line with a contiguous array's element at flat position `index` on its way."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], _PREFETCH)
+        builder.call(call, [pointer, *(ir.Constant(ir.IntType(32), of) for of in (0, 3, 1))])  # to read, soon, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+_PREFETCH = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3])
+
+
 def _reduction(name):
     @intrinsic
     def reduction(typing, lanes):
@@ -274,7 +304,10 @@ def centroid_table(centroids_CH, q_HL, factor, table_CL):
 
 @compiled
 def to_bytes(table_CL, low_L, bytes_CL):
-    """The products as bytes: from `low` of each query token, the same step for all, so that the highest is 255."""
+    """The products as bytes: from `low` of each query token, the same step for all, so that the highest is 254.
+
+    Returns how many bytes 2 ** 15 of the products are.
+    """
     C, L = table_CL.shape
     high_L = np.empty(L, np.int16)
     for l in range(0, L, LANES):
@@ -292,6 +325,36 @@ def to_bytes(table_CL, low_L, bytes_CL):
         for c in range(C):
             value = minus(larger(load(table_CL, c * L + l), low), low)
             store(bytes_CL, c * L + l, to_uint8(scaled(value, factor)))
+    return factor
+
+
+@compiled
+def contenders(positions_N, offsets_B1, codes_T, bytes_CL, S, margin, row_K):
+    """The tokens of some passages that, with their residuals, may be the nearest one to any of S query tokens.
+
+    Those whose byte is at most `margin` below the highest of their passage. Their rows go to row_K, which has room for
+    all; returned is where those of each passage start and end in it.
+    """
+    L = bytes_CL.shape[1]
+    least_L = np.empty(L, np.uint8)
+    offsets_N1 = np.zeros(len(positions_N) + 1, np.int64)
+    by, k = fill(np.uint8(margin)), 0
+    for n in range(len(positions_N)):
+        start, stop = offsets_B1[positions_N[n]], offsets_B1[positions_N[n] + 1]
+        for l in range(0, L, LANES):
+            highest = fill(np.uint8(0))
+            for t in range(start, stop):
+                highest = larger(highest, load(bytes_CL, np.intp(codes_T[t]) * L + l))
+            store(least_L, l, minus(larger(highest, by), by))
+        least_L[S:] = 255  # lanes filled up hold zeros, and reach nothing
+        for t in range(start, stop):
+            lanes = np.int32(0)
+            for l in range(0, L, LANES):
+                lanes |= reached(load(bytes_CL, np.intp(codes_T[t]) * L + l), load(least_L, l))
+            row_K[k] = t  # overwritten by the next one where it does not stay
+            k += lanes != 0
+        offsets_N1[n + 1] = k
+    return offsets_N1
 
 
 @compiled
@@ -310,24 +373,24 @@ def residual_table(codebook_RWd, q_HL, factor, table_RWL):
 
 
 @compiled
-def rerank(positions_N, offsets_B1, codes_T, gains_T, residuals_TR, gain_of, table_CL, table_RWL, factor, score_N):
-    """MaxSim of some passages from their codes: (centroid + residual) x gain, in 16-bit arithmetic.
+def rerank(row_K, offsets_N1, codes_K, gains_K, residuals_TR, gain_of, table_CL, table_RWL, factor, score_N):
+    """MaxSim of passages over some of their tokens, from codes: (centroid + residual) x gain, in 16-bit arithmetic.
 
-    The tables are those of centroid_table and residual_table, made with this factor. Query tokens filled up have
-    products of 0 everywhere, and add 0.
+    Passage n has rows offsets_N1[n] : offsets_N1[n + 1] of row_K. The tables are those of centroid_table and
+    residual_table, made with this factor. Query tokens filled up have products of 0 everywhere, and add 0.
     """
     L = table_CL.shape[1]
     R, W = table_RWL.shape[:2]
-    for n in range(len(positions_N)):
-        start, stop = offsets_B1[positions_N[n]], offsets_B1[positions_N[n] + 1]
+    for n in range(len(score_N)):
         score = 0
         for l in range(0, L, LANES):
             highest = fill(np.int16(-32768))
-            for t in range(start, stop):
-                value = load(table_CL, np.intp(codes_T[t]) * L + l)
+            for k in range(offsets_N1[n], offsets_N1[n + 1]):
+                prefetch(residuals_TR, row_K[min(k + AHEAD, len(row_K) - 1)] * R)
+                value = load(table_CL, np.intp(codes_K[k]) * L + l)
                 for r in range(R):
-                    value = plus(value, load(table_RWL, (r * W + np.intp(residuals_TR[t, r])) * L + l))
-                highest = larger(highest, scaled(value, gain_of[gains_T[t]]))
+                    value = plus(value, load(table_RWL, (r * W + np.intp(residuals_TR[row_K[k], r])) * L + l))
+                highest = larger(highest, scaled(value, gain_of[gains_K[k]]))
             score += total(highest)
         score_N[n] = score / factor
     return score_N

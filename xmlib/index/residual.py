@@ -88,6 +88,11 @@ class Codec:
         return float(self.gain_levels[-1] * (centroid + np.sqrt(codeword_R.sum())))
 
     @cached_property
+    def spread(self) -> float:
+        """The standard deviation of the product of a residual and a vector of unit length, over all directions."""
+        return float(np.sqrt(np.square(self.codebook_RWd).sum(axis=2).mean(axis=1).sum() / len(self.rotation_HH)))
+
+    @cached_property
     def _groups(self) -> tuple[np.ndarray, np.ndarray]:
         return groups(self.centroids_CH)
 
