@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, XmodForMaskedLM
 
 from tests import toys
 from xmlib import pretraining
+from xmlib.data.sources import open_collection
 from xmlib.models import ColbertXM
 from xmlib.training import Recipe
 
@@ -44,6 +45,17 @@ def test_texts_and_stretches_as_examples():
     assert joined.lengths_B.tolist() == [8, 6]  # ten pieces in stretches of six, <s> and </s> around each
     inside = joined.ids_T[~np.isin(joined.ids_T, [0, 2])]
     assert tokenizer.decode(inside) == "the old mill where is the new bridge ? hello"
+
+
+def test_the_same_texts_make_the_same_tokenizer():
+    """The trainer hands pieces of equal score, and rare characters, out of a hash table that is shuffled each time."""
+    texts = [text for lang in ("en", "zh", "ko") for text in open_collection("sample", lang).passages.texts[:80]]
+    one, two = (pretraining.train_tokenizer(texts, vocab_size=1500) for _ in range(2))
+    assert one.get_vocab() == two.get_vocab()
+    assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
+    assert one.tokenize("where is the 도시") == two.tokenize("where is the 도시")
+    assert one.convert_ids_to_tokens([0, 5, len(one) - 1]) == ["<s>", "[P]", "<mask>"]
+    assert one.unk_token_id not in one("where 中国 한국 is")["input_ids"]
 
 
 def test_a_tiny_xmod_learns_and_becomes_a_retriever(tmp_path):

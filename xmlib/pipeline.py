@@ -323,7 +323,7 @@ def pretrained(
         finish(loop, folder)
         pretraining.save(model, tokenizer, folder)
 
-    return stage(RUNS / "models", "xmod", 2, inputs, build)  # 2: a vocabulary from fewer texts
+    return stage(RUNS / "models", "xmod", 3, inputs, build)  # 3: the same vocabulary every time
 
 
 def extended(

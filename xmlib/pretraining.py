@@ -5,6 +5,7 @@ own in the layout of XLM-R's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, …, `<ma
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,10 @@ MARKERS = ("[Q]", "[P]")  # in the vocabulary from the start, so that fine-tunin
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer over NFKC text with `▁` for the space, trained on `texts` of all languages together."""
+    """A Unigram tokenizer over NFKC text with `▁` for the space, trained on `texts` of all languages together.
+
+    The same from the same texts: the trainer's own order of pieces, and scores of rare characters, differ each time.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())
@@ -36,6 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size - 1, special_tokens=special, unk_token="<unk>", show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _in_order(tokenizer, len(special))
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -51,6 +56,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         mask_token="<mask>",
         additional_special_tokens=list(MARKERS),
     )
+
+
+def _in_order(tokenizer, n_special: int):
+    """The Unigram tokenizer with its pieces by score, then by name; ids of the first ones, the special, stay.
+
+    The trainer adds characters that it has no estimate for in the order of a hash table, the first with the lowest
+    score there is and each a step above the one before it: they all get the lowest.
+    """
+    state = json.loads(tokenizer.to_str())
+    pieces = state["model"]["vocab"]
+    found = pieces[n_special:]
+    lowest = min(score for _, score in found)
+    added = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in found)
+    # Sums over threads differ in their last digits, which must not decide the order.
+    scored = [(piece, round(lowest if len(piece) == 1 and score <= added else score, 3)) for piece, score in found]
+    pieces[n_special:] = sorted(scored, key=lambda of: (-of[1], of[0]))
+    return type(tokenizer).from_str(json.dumps(state))
 
 
 def new_xmod(
