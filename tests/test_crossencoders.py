@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceTrainer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -65,6 +66,20 @@ def one_by_one(encoder, lang):
                 inputs["lang_ids"] = torch.tensor([["en_XX", "sw_KE", "ar_AR"].index(lang)])
             found.append(model(**inputs).logits[0, 0].item())
     return found
+
+
+def test_a_tokenizer_may_be_a_sentencepiece_model_alone(tmp_path):
+    """As unicamp-dl/mt5-base-mmarco-v2 has it."""
+    spm = SentencePieceTrainer.train  # pieces are numbered as in mT5
+    numbers = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, vocab_size=60, user_defined_symbols=list(MonoT5.ANSWERS))
+    spm(sentence_iterator=iter(PASSAGES * 20), model_prefix=str(tmp_path / "spiece"), hard_vocab_limit=False, **numbers)
+    small = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, tie_word_embeddings=False)
+    MT5ForConditionalGeneration(MT5Config(vocab_size=60, **small)).save_pretrained(tmp_path)
+    (tmp_path / "spiece.vocab").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    encoder = MonoT5.open(tmp_path)
+    assert encoder._answers == [3, 4]
+    assert np.isfinite(encoder.scores(QUERIES, PASSAGES, "en")).all()
 
 
 @pytest.mark.parametrize("cls, lang", [(MonoT5, "en"), (Classifier, "en"), (MonoXM, "en_XX"), (MonoXM, "sw_KE")])
