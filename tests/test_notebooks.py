@@ -236,7 +236,7 @@ def environment(root, out):
 
 def run_cli(root, out, *arguments):
     command = [sys.executable, "-m", "xmlib.run_notebooks", *arguments]
-    return subprocess.run(command, cwd=out, env=environment(root, out), capture_output=True, text=True, timeout=1800)
+    return subprocess.run(command, cwd=out, env=environment(root, out), capture_output=True, text=True, timeout=900)
 
 
 def run_papermill(root, out, *arguments):
