@@ -61,7 +61,7 @@ def open_ours(data, folder, threads):
 
     index = plaid.open(folder / "index")
     settings = {f"effort {effort}": {"effort": effort} for effort in plaid.EFFORTS}
-    everything = {"effort": 4, "n_candidates": len(index.stored), "n_rescored": len(index.stored)}
+    everything = {"effort": max(plaid.EFFORTS), "n_candidates": len(index.stored), "n_rescored": len(index.stored)}
 
     def setting(wanted):
         def search(queries, k):

@@ -286,7 +286,8 @@ def test_what_was_trained_has_the_papers_settings_and_the_encoders_frozen_weight
     folder, _, _ = done
     (model,) = (folder / "runs" / "models").glob("colbert-xm-*[0-9a-f]")
     about = json.loads((model / "xmlib.json").read_text())
-    assert about["sizes"]["dim"] == 128 and about["record"]["encoder"] == f"facebook/xmod-base@{COMMIT}"
+    assert about["sizes"] == {"dim": 128, "query_prefix": "", "passage_prefix": "", "bias": False}
+    assert about["record"]["encoder"] == f"facebook/xmod-base@{COMMIT}"
     assert (about["layout"]["query_length"], about["layout"]["passage_length"]) == (32, 256)
     assert about["layout"]["augment_queries"] and about["record"]["recipe"]["peak_rate"] == 3e-6
     before = load_file(encoders(tmp_path)["facebook/xmod-base"] / "model.safetensors")

@@ -139,19 +139,25 @@ class PlaidIndex:
             positions_N = self._everything
         else:
             positions_N = self._listed(memory, S, n_probe, LISTED * n_candidates)
-        at_N, offsets_B1, codes_T = self._codes(positions_N)
+        at_N, offsets_B1, codes_T, rows_T = self._codes(positions_N)
         score_N = memory.score_B[: len(positions_N)]
         kernels.approximate(at_N, offsets_B1, codes_T, memory.bytes_CL, score_N)
-        positions_N = positions_N[kernels.best(score_N, n_candidates)]
+        best_N = kernels.best(score_N, n_candidates)
+        positions_N, at_N = positions_N[best_N], at_N[best_N]
 
         margin = np.uint8(min(reach * self.codec.spread * longest * step, 255))
-        row_K, offsets_N1, codes_K, gains_K = self._contenders(positions_N, memory.bytes_CL, S, margin)
+        row_K = np.empty((offsets_B1[at_N + 1] - offsets_B1[at_N]).sum(), np.int64)
+        offsets_N1 = kernels.contenders(at_N, offsets_B1, codes_T, memory.bytes_CL, S, margin, row_K)
+        row_K = row_K[: offsets_N1[-1]]
+        codes_K = codes_T.take(row_K)
+        if rows_T is not None:
+            row_K = rows_T.take(row_K)
         kernels.residual_table(self.codec.codebook_RWd, q_HL, factor, memory.table_RWL)
         score_N = kernels.rerank(
             row_K,
             offsets_N1,
             codes_K,
-            gains_K,
+            self._gains_at(row_K),
             self.residuals_TR,
             self._gains,
             memory.table_CL,
@@ -168,26 +174,21 @@ class PlaidIndex:
         best = np.argsort(-score_N, kind="stable")[:k]
         return score_N[best], positions_N[best]
 
-    def _codes(self, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where some passages stand, between which offsets, of which codes: all there are, or their own, just read."""
+    def _codes(self, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Where some passages stand, between which offsets, of which codes: all there are, or their own, just read.
+
+        Last the rows that these codes are of; None for all.
+        """
         if self._lists is None:
-            return positions_N, self.offsets_B1, self.codes_T
+            return positions_N, self.offsets_B1, self.codes_T, None
         rows_T, offsets_N1 = rows_of(self.offsets_B1, positions_N)
         codes_T = residual.unpack_rows(self.stored.arrays["codes"], self.codec.code_bits, rows_T)
-        return np.arange(len(positions_N)), offsets_N1, codes_T
+        return np.arange(len(positions_N)), offsets_N1, codes_T, rows_T
 
-    def _contenders(self, positions_N: np.ndarray, bytes_CL: np.ndarray, S: int, margin: int) -> tuple[np.ndarray, ...]:
-        """Tokens of some passages that are worth reading: row_K, those of each passage by offsets_N1, codes, gains."""
-        at_N, offsets_B1, codes_T = self._codes(positions_N)
-        row_K = np.empty((offsets_B1[at_N + 1] - offsets_B1[at_N]).sum(), np.int64)
-        offsets_N1 = kernels.contenders(at_N, offsets_B1, codes_T, bytes_CL, S, margin, row_K)
-        row_K = row_K[: offsets_N1[-1]]
-        codes_K = codes_T.take(row_K)
+    def _gains_at(self, row_K: np.ndarray) -> np.ndarray:
         if self._lists is None:
-            return row_K, offsets_N1, codes_K, self.gains_T.take(row_K)
-        row_K = rows_of(self.offsets_B1, positions_N)[0].take(row_K)
-        gains_K = residual.unpack_rows(self.stored.arrays["gains"], residual.GAIN_BITS, row_K)
-        return row_K, offsets_N1, codes_K, gains_K
+            return self.gains_T.take(row_K)
+        return residual.unpack_rows(self.stored.arrays["gains"], residual.GAIN_BITS, row_K)
 
     def _listed(self, memory: "_Memory", S: int, n_probe: int, n: int) -> np.ndarray:
         """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
