@@ -32,20 +32,27 @@ def test_no_process_outlives_a_parent_that_was_killed():
     sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'a', 'b', processes=2)"
     parent = subprocess.Popen([sys.executable, "-c", sleepers], stderr=subprocess.DEVNULL)
     deadline = time.time() + 90
-    while len(children := _children(parent.pid)) < 2 and time.time() < deadline:
+    while len(workers := _workers(parent.pid)) < 2 and time.time() < deadline:
         time.sleep(0.2)
     time.sleep(0.5)
-    assert len(children) >= 2
+    assert len(workers) >= 2
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.time() < deadline:
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.time() < deadline:
         time.sleep(0.2)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
-def _children(parent: int) -> list[int]:
-    """Workers whose parent this is; not the tracker of shared resources, which goes by itself."""
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+def _workers(parent: int) -> list[int]:
+    """Processes below this one with none below themselves; not the tracker of shared resources, which goes by itself."""
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    below = {}
+    for pid, above, args in (line.split(maxsplit=2) for line in listed.splitlines()):
+        if "resource_tracker" not in args:
+            below.setdefault(int(above), []).append(int(pid))
+    found, ask = [], [parent]
+    while ask:
+        children = below.get(ask.pop(), [])
+        found += [pid for pid in children if pid not in below]
+        ask += children
+    return found

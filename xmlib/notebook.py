@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from xmlib import stages
+from xmlib import processes, stages
 from xmlib.paths import FIGURES, ROOT, RUNS
 
 CONTROLS = ("profile", "plan")  # parameters that say how a notebook is run, not what it computes
@@ -47,6 +47,7 @@ def start(stem: str, names: dict) -> None:
     if "seed" in declared:
         _seed(names["seed"])
     _quieten_transformers()
+    processes.prepare()
     versions = " · ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
     print(
         f"{stem} · profile {names.get('profile', '-')} · commit {stages.commit()} · {time.strftime('%Y-%m-%d %H:%M')}"

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 
-import torch
 from tqdm import tqdm
 
 MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
+SLOW_TO_IMPORT = ("torch", "transformers.models.xmod.modeling_xmod", "transformers.generation", "pandas", "numba")
 sharing = 1  # processes that work side by side with this one, itself included: among them a meter's reading is divided
 
 
@@ -30,7 +31,7 @@ def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, proc
     As many as there are cores, unless told; one where there is a GPU. Function and tasks must be picklable.
     """
     if processes is None:
-        processes = 1 if torch.cuda.is_available() else min(cores(), MOST)
+        processes = min(cores(), MOST) if _shared() else 1
     with tqdm(total=len(tasks), desc=title, unit=unit) as bar:
         if min(processes, len(tasks)) <= 1:
             results = []
@@ -46,17 +47,34 @@ def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, proc
             return [future.result() for future in futures]
 
 
+def _shared() -> bool:
+    """Whether work is shared between processes: there are cores, and no GPU that does it all."""
+    import torch
+
+    return cores() > 1 and not torch.cuda.is_available()
+
+
+def prepare() -> None:
+    """Import in the background what the first processes will need. Returns at once; nothing breaks without it."""
+    if _shared() and _fresh().get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # which other systems do not have
+
+        forkserver.ensure_running()
+
+
 @contextmanager
 def beside(function: Callable, *arguments) -> Iterator[Future]:
     """Run `function(*arguments)` in another process during the `with` block, whose end waits for it.
 
     On a machine with one core, or with a GPU, it runs in this process, before the block.
     """
-    if cores() == 1 or torch.cuda.is_available():
+    if not _shared():
         future = Future()
         future.set_result(function(*arguments))
         yield future
         return
+    import torch
+
     global sharing
     threads = torch.get_num_threads()
     with _pool(1, sharing=2) as pool:
@@ -74,19 +92,35 @@ def beside(function: Callable, *arguments) -> Iterator[Future]:
 @contextmanager
 def _pool(processes: int, sharing: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh interpreters. An error or an interrupt drops the tasks that have not begun."""
-    fresh = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, fresh, initializer=_begin, initargs=(sharing,))
+    pool = ProcessPoolExecutor(processes, _fresh(), initializer=_begin, initargs=(sharing, dict(os.environ)))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(side_by_side: int) -> None:
+def _fresh() -> BaseContext:
+    """How a process begins: without anything of this one's memory.
+
+    Where the system can fork, as the copy of a server that has imported what takes seconds to import and done nothing
+    else, so that only the first processes wait for that.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(SLOW_TO_IMPORT))
+    return context
+
+
+def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
     global sharing
     sharing = side_by_side
+    os.environ.clear()
+    os.environ.update(environment)  # as it is now; the server has that of when it was started
     threading.Thread(target=_outlive_nobody, daemon=True).start()
+    import torch
+
     os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")

@@ -61,6 +61,7 @@ def foreign_words(text: str, lang: str) -> list[str]:
     return [word for word in wrong if word not in LOANS]
 
 
+@cache  # a collection asks for most names more than once, and a city takes babel 0.1 ms
 def name(kind: str, code: str, lang: str) -> str | None:
     """CLDR's name in `lang`, nominative; None where it has none. `kind` is the type of the value."""
     data = locale(lang)
