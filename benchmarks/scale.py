@@ -1,7 +1,7 @@
 """How the centroid index grows: passages generated after real ones, 10 thousand to millions, built, opened, searched.
 
     python -m benchmarks.scale runs/vectors.npz                                  # 10,000 and 100,000; real ones first
-    python -m benchmarks.scale runs/vectors.npz --passages 1000000 --shards 4    # hours on two cores; 2 to 3 GB of disk
+    python -m benchmarks.scale runs/vectors.npz --passages 10000 100000 1000000 --tokens 64    # an hour on two cores
 
 The file is what `benchmarks.vectors` writes. A passage is generated from the words of two real ones, half of each: a
 word is one of WORDS centroids of the real vectors, to which a shift of the whole passage and one of the token are
@@ -42,7 +42,11 @@ MMARCO = 8_841_823  # passages
 class Generator:
     """Passages and questions without end, the same every time. Axes: see `xmlib.index.plaid`, W words."""
 
-    def __init__(self, data: dict[str, np.ndarray], seed: int = 0) -> None:
+    def __init__(self, data: dict[str, np.ndarray], tokens: float | None = None, seed: int = 0) -> None:
+        real = np.diff(data["offsets"]).mean()
+        if tokens and not 2 <= tokens <= real:
+            raise ValueError(f"tokens is {tokens:g}; a generated passage has 2 to {real:.0f}, which real ones have")
+        self.share = tokens / real if tokens else 1  # of the words of a passage
         self.seed, self.closeness, self.query_lengths = seed, _closeness(data), data["query_lengths"]
         studied = np.searchsorted(data["offsets"], STUDIED, side="right") - 1
         self.offsets_B1 = data["offsets"][: studied + 1]
@@ -71,8 +75,10 @@ class Generator:
         pool = rng.integers(0, len(self.offsets_B1) - 1, (BLOCK // TOPIC, POOL))
         pairs_B2 = pool[topic_B[:, None], rng.integers(0, POOL, (BLOCK, 2))]
         offsets_B1, lengths_B = self.offsets_B1, np.diff(self.offsets_B1)
-        halves = offsets_of(np.stack([lengths_B[pairs_B2[:, 0]] // 2, -(-lengths_B[pairs_B2[:, 1]] // 2)], 1).ravel())
-        starts = np.stack([offsets_B1[pairs_B2[:, 0]], offsets_B1[pairs_B2[:, 1]] + lengths_B[pairs_B2[:, 1]] // 2], 1)
+        one_B, two_B = lengths_B[pairs_B2].T // 2
+        halves = np.stack([one_B, lengths_B[pairs_B2[:, 1]] - two_B], 1)
+        halves = offsets_of(np.ceil(self.share * halves).astype(np.int64).ravel())
+        starts = np.stack([offsets_B1[pairs_B2[:, 0]], offsets_B1[pairs_B2[:, 1]] + two_B], 1)
         rows_T = np.arange(halves[-1]) + np.repeat(starts.ravel() - halves[:-1], np.diff(halves))
         lengths_B = np.diff(halves[::2])
         H = len(self.axes_HH)
@@ -132,9 +138,9 @@ class Counted:
         return self.positions_Ak
 
 
-def measure(file: Path, B: int, n_shards: int, A: int, real: bool, folder: Path) -> dict:
+def measure(file: Path, B: int, n_shards: int, A: int, real: bool, tokens: float | None, folder: Path) -> dict:
     data = dict(np.load(file))
-    source = Generator(data)
+    source = Generator(data, tokens)
     real_passages = TokenVectors(data.pop("vectors"), data["offsets"]) if real else None
     data.pop("vectors", None)  # as large as they are
     if real:
@@ -229,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="what benchmarks.vectors wrote")
     parser.add_argument("--passages", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--tokens", type=float, help="of a generated passage, on average (default: as real ones have)")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument(
@@ -244,9 +251,9 @@ def main() -> None:
     sizes = [(min(args.passages), True), *((B, False) for B in sorted(args.passages))]
     for B, real in sizes:
         folder = args.folder / f"{'real' if real else 'generated'}-{B}-{args.shards}"
-        child = json.dumps({"B": B, "real": real, "n_shards": 1 if real else args.shards})
+        child = {"B": B, "real": real, "n_shards": 1 if real else args.shards, "tokens": args.tokens}
         command = [sys.executable, "-m", "benchmarks.scale", args.file.resolve(), "--folder", folder.resolve()]
-        command += ["--queries", str(args.queries), "--child", child]
+        command += ["--queries", str(args.queries), "--child", json.dumps(child)]
         said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
         rows.append(json.loads(said.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)

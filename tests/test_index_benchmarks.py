@@ -54,6 +54,15 @@ def test_generated_vectors_lie_about_words_as_real_ones_do(generator, data):
     assert made.lengths_B.mean() == pytest.approx(np.diff(data["offsets"]).mean(), rel=0.1)
 
 
+def test_generated_passages_may_be_shorter_than_real_ones_but_not_longer(data, monkeypatch):
+    monkeypatch.setattr(scale, "WORDS", 100)
+    real = np.diff(data["offsets"]).mean()
+    shorter = scale.Generator(data, tokens=real / 2).chunks(0, 1000)
+    assert shorter.lengths_B.mean() == pytest.approx(real / 2, abs=1) and shorter.lengths_B.min() >= 2
+    with pytest.raises(ValueError, match="tokens is 1000; a generated passage has 2 to"):
+        scale.Generator(data, tokens=1000)
+
+
 def test_a_generated_question_is_as_near_to_its_passage_as_a_real_one_and_finds_it(generator):
     q_ASH, q_mask_AS, relevant_A = generator.queries(12, 500)
     scores, positions = exact.search(generator.chunks(0, 500), q_ASH, q_mask_AS, 1)

@@ -44,7 +44,7 @@ def test_no_process_outlives_a_parent_that_was_killed():
 
 
 def _workers(parent: int) -> list[int]:
-    """Processes below this one with none below themselves; not the tracker of shared resources, which goes by itself."""
+    """Processes below this one with none below themselves; not the tracker of shared resources: it goes by itself."""
     listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     below = {}
     for pid, above, args in (line.split(maxsplit=2) for line in listed.splitlines()):

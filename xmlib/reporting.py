@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from xmlib import looks, reported, tables
+from xmlib import looks, processes, reported, tables
 from xmlib.grid import Cell, Grid, write_text
 from xmlib.languages import LANGUAGES, TRAINING_LANGUAGE
 from xmlib.looks import (
@@ -683,12 +683,12 @@ DRAW: dict[str, Callable[[Path], list[Path]]] = {
 
 def redraw(profile: str) -> list[Path]:
     """Draw every CSV file in figures/<profile> again. Returns what was written."""
-    written = []
-    for path in sorted((FIGURES / profile).glob("*.csv")):
-        prefixes = [prefix for prefix in DRAW if path.name.startswith(prefix)]
-        if prefixes:
-            written += DRAW[max(prefixes, key=len)](path)
-    return written
+    tasks = [(path,) for path in sorted((FIGURES / profile).glob("*.csv")) if path.name.startswith(tuple(DRAW))]
+    return [path for written in processes.each(_draw, tasks, "draw", "file") for path in written]
+
+
+def _draw(path: Path) -> list[Path]:
+    return DRAW[max((prefix for prefix in DRAW if path.name.startswith(prefix)), key=len)](path)
 
 
 def show(written: Sequence[Path]) -> None:
