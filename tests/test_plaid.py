@@ -168,7 +168,7 @@ def test_queries_of_any_number_of_tokens_are_searched(case, index):
         scores, positions = index.search(q_SH[None, :S], np.ones((1, S), bool), 400, effort=4, n_candidates=400)
         everything_B = maxsim_packed(q_SH[:S], index.decoded.vectors_TH, index.decoded.offsets_B1)
         assert sorted(positions[0]) == list(range(400))
-        np.testing.assert_allclose(scores[0], everything_B[positions[0]], atol=0.02)
+        np.testing.assert_allclose(scores[0], everything_B[positions[0]], atol=0.001 + 4e-4 * S)  # 16 bits a token
 
 
 def test_equal_passages_come_in_order_of_position(tmp_path):
