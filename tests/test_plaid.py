@@ -289,6 +289,15 @@ def test_threads_change_nothing(case, rescoring):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", ["index", "listed", "rescoring"])
+def test_a_query_that_threads_share_finds_the_same(case, kind, request):
+    index, (_, q_ASH, q_mask_AS) = request.getfixturevalue(kind), case
+    for k, threads in ((1, 2), (10, 3), (300, 20)):
+        alone = index.search(q_ASH[:2], q_mask_AS[:2], k, threads=1)
+        for ours, theirs in zip(index.search(q_ASH[:2], q_mask_AS[:2], k, threads=threads), alone, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_many_queries_equal_one_query_at_a_time(case, index):
     _, q_ASH, q_mask_AS = case
     q_ASH, q_mask_AS = np.concatenate([q_ASH, q_ASH[:7]]), np.concatenate([q_mask_AS, q_mask_AS[:7]])

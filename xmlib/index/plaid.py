@@ -23,8 +23,9 @@ Beyond WHOLE tokens nothing is unpacked into memory: an index opens at once and 
 import itertools
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -37,6 +38,7 @@ WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
 PROBED = 8  # centroids per query token beyond that
 LISTED = 8  # passages out of the lists for each candidate
 BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
+PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
 CONTEND = 5.0  # standard deviations of what residuals add: a token further behind its passage's nearest is not read
 EFFORTS = {1: (100, 2), 2: (300, 4), 3: (800, 8), 4: (3000, 16)}  # n_candidates: so many, and so many for each of the k
@@ -85,7 +87,8 @@ class PlaidIndex:
         and effort where it is not given.
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
-        default OMP_NUM_THREADS or the number of processors. `n_probe` is for an index with inverted lists.
+        default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
+        The result is the same. `n_probe` is for an index with inverted lists.
         """
         if effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
@@ -101,23 +104,24 @@ class PlaidIndex:
         if self._lists is None:
             self.codes_T, self.gains_T  # noqa: B018, made once, before there are threads
 
-        def one(a: int) -> None:
+        def one(a: int, spread: Spread) -> None:
             q_SH = q_ASH[a][q_mask_AS[a]]
             if len(q_SH):
-                scores, positions = self._search(self.codec.rotate(q_SH), k, n_candidates, n_rescored, n_probe, reach)
+                limits = (k, n_candidates, n_rescored, n_probe, reach)
+                scores, positions = self._search(self.codec.rotate(q_SH), *limits, spread)
                 scores_Ak[a, : len(scores)] = scores
                 positions_Ak[a, : len(scores)] = positions
 
-        threads = min(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()), len(q_ASH))
-        if threads > 1:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(one, range(len(q_ASH))))
-        else:
-            for a in range(len(q_ASH)):
-                one(a)
+        threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+        few = len(q_ASH) < threads  # so that one thread for each query would leave some idle
+        with ThreadPoolExecutor(threads) as pool:  # which starts a thread when there is something for it
+            spread = partial(_on_all, pool, min(threads, PARTS)) if few else _on_this
+            list((map if few or threads == 1 else pool.map)(partial(one, spread=spread), range(len(q_ASH))))
         return scores_Ak, positions_Ak
 
-    def _search(self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int, reach: float):
+    def _search(
+        self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int, reach: float, spread: "Spread"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One rotated query of real tokens only. Scores and positions, best first."""
         S, H = q_SH.shape
         L = -(-S // kernels.LANES) * kernels.LANES
@@ -131,7 +135,11 @@ class PlaidIndex:
         # 16 bits must hold the product with any decoded vector.
         longest = np.linalg.norm(q_SH, axis=1).max(initial=1e-6)
         factor = np.float32(32767 / (1.01 * self.codec.longest * longest))
-        kernels.centroid_table(self.codec.centroids_CH, q_HL, factor, memory.table_CL)
+
+        def products(part: slice) -> None:
+            kernels.centroid_table(self.codec.centroids_CH[part], q_HL, factor, memory.table_CL[part])
+
+        spread(products, memory.C)
         low_L = (self._mean_H @ q_HL * factor).astype(np.int16)
         step = kernels.to_bytes(memory.table_CL, low_L, memory.bytes_CL) * factor / 2**15  # bytes in a product of 1
 
@@ -140,37 +148,42 @@ class PlaidIndex:
         else:
             positions_N = self._listed(memory, S, n_probe, LISTED * n_candidates)
         at_N, offsets_B1, codes_T, rows_T = self._codes(positions_N)
-        score_N = memory.score_B[: len(positions_N)]
-        kernels.approximate(at_N, offsets_B1, codes_T, memory.bytes_CL, score_N)
-        best_N = kernels.best(score_N, n_candidates)
+        first_N = memory.score_B[: len(positions_N)]
+
+        def approximate(part: slice) -> None:
+            kernels.approximate(at_N[part], offsets_B1, codes_T, memory.bytes_CL, first_N[part])
+
+        spread(approximate, len(at_N))
+        best_N = kernels.best(first_N, n_candidates)
         positions_N, at_N = positions_N[best_N], at_N[best_N]
 
         margin = np.uint8(min(reach * self.codec.spread * longest * step, 255))
-        row_K = np.empty((offsets_B1[at_N + 1] - offsets_B1[at_N]).sum(), np.int64)
-        offsets_N1 = kernels.contenders(at_N, offsets_B1, codes_T, memory.bytes_CL, S, margin, row_K)
-        row_K = row_K[: offsets_N1[-1]]
-        codes_K = codes_T.take(row_K)
-        if rows_T is not None:
-            row_K = rows_T.take(row_K)
+        score_N = np.empty(len(at_N), np.float32)
         kernels.residual_table(self.codec.codebook_RWd, q_HL, factor, memory.table_RWL)
-        score_N = kernels.rerank(
-            row_K,
-            offsets_N1,
-            codes_K,
-            self._gains_at(row_K),
-            self.residuals_TR,
-            self._gains,
-            memory.table_CL,
-            memory.table_RWL,
-            factor,
-            np.empty(len(positions_N), np.float32),
-        )
+
+        def rerank(part: slice) -> None:
+            starts_N, stops_N = offsets_B1[at_N[part]], offsets_B1[at_N[part] + 1]
+            row_K = np.empty((stops_N - starts_N).sum(), np.int64)
+            offsets_N1 = kernels.contenders(at_N[part], offsets_B1, codes_T, memory.bytes_CL, S, margin, row_K)
+            row_K = row_K[: offsets_N1[-1]]
+            codes_K = codes_T.take(row_K)
+            if rows_T is not None:
+                row_K = rows_T.take(row_K)
+            tables = (self._gains, memory.table_CL, memory.table_RWL)
+            gains_K = self._gains_at(row_K)
+            kernels.rerank(row_K, offsets_N1, codes_K, gains_K, self.residuals_TR, *tables, factor, score_N[part])
+
+        spread(rerank, len(at_N))
         self._spare.append(memory)
         if self.fine_TH is not None:
             positions_N = np.sort(positions_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
             q_HL *= self.stored.arrays["fine_scales"][:, None]
             score_N = np.empty(len(positions_N), np.float32)
-            kernels.rescore(positions_N, self.offsets_B1, self.fine_TH, q_HL, score_N)
+
+            def rescore(part: slice) -> None:
+                kernels.rescore(positions_N[part], self.offsets_B1, self.fine_TH, q_HL, score_N[part])
+
+            spread(rescore, len(positions_N))
         best = np.argsort(-score_N, kind="stable")[:k]
         return score_N[best], positions_N[best]
 
@@ -262,6 +275,20 @@ class PlaidIndex:
             "meta_bytes": size["meta"],
             "total_bytes": sum(size.values()),
         }
+
+
+Spread = Callable[[Callable[[slice], None], int], None]  # (work, n): work on the rows 0 to n, in parts
+
+
+def _on_this(work: Callable[[slice], None], n: int) -> None:
+    """On this thread, in one part."""
+    work(slice(0, n))
+
+
+def _on_all(pool: ThreadPoolExecutor, n_parts: int, work: Callable[[slice], None], n: int) -> None:
+    """In parts, each on a thread of the pool."""
+    parts = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
+    list(pool.map(work, parts))
 
 
 class _Memory:
