@@ -16,7 +16,7 @@ from multiprocessing.context import BaseContext
 from tqdm import tqdm
 
 MOST = 8  # processes; each holds PyTorch and two models, about 700 MB
-SLOW_TO_IMPORT = ("torch", "transformers.models.xmod.modeling_xmod", "transformers.generation", "pandas", "numba")
+SLOW_TO_IMPORT = ("torch", "transformers.models.xmod.modeling_xmod", "pandas", "numba")
 sharing = 1  # processes that work side by side with this one, itself included: among them a meter's reading is divided
 
 
