@@ -35,7 +35,7 @@ from xmlib.ragged import offsets_of, rows_of
 
 KIND = "plaid-pq"
 WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
-PROBED = 8  # centroids per query token beyond that
+PROBED = 64  # centroids per query token beyond that, and one more for each 16 of the k
 LISTED = 8  # passages out of the lists for each candidate
 BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
@@ -94,7 +94,7 @@ class PlaidIndex:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
         if self._lists is None and n_probe is not None:
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
-        n_probe = n_probe or PROBED * effort
+        n_probe = n_probe or PROBED + k // 16
         some, each = EFFORTS[effort]
         n_candidates = max(k, n_candidates or some + each * k)
         n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
