@@ -6,6 +6,7 @@ independent: see `xmlib.experiments`. Nothing here schedules over machines; Snak
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,10 +57,8 @@ def _shared() -> bool:
 
 def prepare() -> None:
     """Import in the background what the first processes will need. Returns at once; nothing breaks without it."""
-    if _shared() and _fresh().get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # which other systems do not have
-
-        forkserver.ensure_running()
+    if _shared():
+        _fresh()
 
 
 @contextmanager
@@ -109,6 +108,15 @@ def _fresh() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(SLOW_TO_IMPORT))
+    from multiprocessing import forkserver, resource_tracker  # which other systems do not have
+
+    # Jupyter ends a kernel by interrupting its whole group, and the server might still be importing.
+    resource_tracker.ensure_running()  # first: it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -116,6 +124,8 @@ def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
     global sharing
     sharing = side_by_side
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)  # as it is now; the server has that of when it was started
     threading.Thread(target=_outlive_nobody, daemon=True).start()
