@@ -188,6 +188,8 @@ def ranking(system: System, collection: Collection, k: int = 100, progress: bool
     else:
         folder = index(system, collection, progress)
         inputs = {"index": fingerprint(folder)}
+        if system.group == "multi-vector" and system.engine == "plaid":
+            inputs["search"] = 2  # 2: fewer tokens read at lower effort
 
         def run_of(into: Path) -> Run:
             return search(system, collection, k, progress=False)

@@ -38,10 +38,12 @@ WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
 PROBED = 64  # centroids per query token beyond that, and one more for each 16 of the k
 LISTED = 8  # passages out of the lists for each candidate
 BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
+CACHE_LINE = 64  # bytes
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
-CONTEND = 5.0  # standard deviations of what residuals add: a token further behind its passage's nearest is not read
-EFFORTS = {1: (100, 2), 2: (300, 4), 3: (800, 8), 4: (3000, 16)}  # n_candidates: so many, and so many for each of the k
+# n_candidates, so many and so many for each of the k; and how many standard deviations of what residuals add a token's
+# centroid may be behind the nearest one of its passage for the token to be read.
+EFFORTS = {1: (100, 1.5, 2.0), 2: (300, 4, 3.0), 3: (800, 8, 5.0), 4: (3000, 16, math.inf)}
 
 
 class PlaidIndex:
@@ -81,10 +83,10 @@ class PlaidIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
-        `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.1 million real tokens, efforts 1 to 4
-        found 0.94, 0.98, 0.985 and 0.985 with the side file, and 0.90, 0.93, 0.93, 0.93 without; of its top 100, 0.84,
-        0.96, 0.985 and 0.99. Effort 4 reads every token of a candidate. The rest is for experts, and follows from k
-        and effort where it is not given.
+        `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.0 million real tokens every effort
+        found 0.985 to 0.99 with the side file and 0.945 to 0.95 without; of its top 100, efforts 1 to 4 found 0.95,
+        0.99, 0.99 and 0.99, and 0.93, 0.96, 0.97 and 0.97. Effort 4 reads every token of a candidate. The rest is for
+        experts, and follows from k and effort where it is not given.
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
         default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
@@ -95,10 +97,9 @@ class PlaidIndex:
         if self._lists is None and n_probe is not None:
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
         n_probe = n_probe or PROBED + k // 16
-        some, each = EFFORTS[effort]
-        n_candidates = max(k, n_candidates or some + each * k)
+        some, each, reach = EFFORTS[effort]
+        n_candidates = max(k, n_candidates or some + int(each * k))
         n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
-        reach = CONTEND if effort < max(EFFORTS) else np.inf
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         if self._lists is None:
@@ -302,10 +303,18 @@ class _Memory:
     def fit(self, L: int) -> None:
         if self.L != L:
             self.L = L
-            self.table_CL = np.empty((self.C, L), np.int16)
-            self.bytes_CL = np.empty((self.C, L), np.uint8)
-            self.table_RWL = np.empty((*self.RW, L), np.int16)
+            self.table_CL = _in_lines((self.C, L), np.int16)
+            self.bytes_CL = _in_lines((self.C, L), np.uint8)
+            self.table_RWL = _in_lines((*self.RW, L), np.int16)
             self.threshold_L = np.empty(L, np.uint8)
+
+
+def _in_lines(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An empty array that begins with a line of the cache: rows that straddle two slow re-ranking by a quarter."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def build(
