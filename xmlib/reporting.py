@@ -499,10 +499,11 @@ def draw_engine_bytes(path: Path) -> list[Path]:
 
 
 def _factors(ax) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …; fewer of them over many powers of ten."""
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …; fewer over many powers of ten, more within one."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 5 * low else (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs))
     ax.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
     ax.xaxis.set_minor_formatter(lambda x, position: "")
 

@@ -107,12 +107,17 @@ def fingerprint(folder: Path) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, 12 digits, with `-dirty` where tracked files differ from it; `unknown` outside of git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The checkout's commit, 12 digits; `unknown` outside of git.
+
+    With `-dirty` where tracked files differ from it. Not those in figures/, which every notebook writes.
+    """
+    git = ["git", "-C", str(ROOT)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!figures"]).returncode
+    return head.stdout.strip() + ("-dirty" if changed else "")
 
 
 def _build(folder: Path, name: str, version: int, inputs: dict, key: str, build: Callable, say: Callable) -> Path:
