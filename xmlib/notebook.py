@@ -11,6 +11,7 @@ git uses to store notebooks without outputs: `python -m xmlib.notebook < execute
 import ast
 import difflib
 import json
+import logging
 import os
 import platform
 import random
@@ -47,6 +48,7 @@ def start(stem: str, names: dict) -> None:
     if "seed" in declared:
         _seed(names["seed"])
     _quieten_transformers()
+    logging.getLogger("asyncio").addFilter(_is_not_of_an_ending_kernel)
     processes.prepare()
     versions = " · ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
     print(
@@ -236,6 +238,12 @@ def _quieten_transformers() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _is_not_of_an_ending_kernel(record: logging.LogRecord) -> bool:
+    """A kernel that ends while a message to it is under way warns of its own task, to whoever runs the notebook."""
+    message = record.getMessage()
+    return not (message.startswith("Task was destroyed") and "coro=<Kernel." in message)
 
 
 def _protect(source: Path) -> None:
