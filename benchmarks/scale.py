@@ -28,14 +28,16 @@ import numpy as np
 
 from benchmarks.engines import peak_gib
 from xmlib.index import exact, plaid, residual, shards
+from xmlib.index.segment import Run
 from xmlib.index.vectors import TokenVectors
 from xmlib.paths import ROOT, RUNS
-from xmlib.ragged import offsets_of, rows_of
+from xmlib.ragged import offsets_of
 
 WORDS = 4096
 STUDIED = 400_000  # real tokens from which words and variances are taken
 BLOCK = 1000  # passages generated together, always the same ones
 TOPIC, POOL = 20, 6
+CHANGED = 100  # passages, added and taken out again
 MMARCO = 8_841_823  # passages
 
 
@@ -192,20 +194,32 @@ def measure(file: Path, B: int, n_shards: int, A: int, real: bool, tokens: float
         shared = [len(set(f) & set(t)) / k for f, t in zip(found, truth[:, :k], strict=True)]
         row |= {f"k={k} e{effort}, CPU ms": 1000 * float(np.median(used)), f"k={k} e{effort}, recall": np.mean(shared)}
     row["asked for is first, exact"] = float(np.mean(truth[:, 0] == relevant_A))
+    row |= _changing(index.shards[-1], chunks(0, CHANGED))
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()} | _shape(
         index.shards[0], chunks, min(B, BLOCK)
     )
 
 
+def _changing(index: plaid.PlaidIndex, vectors: TokenVectors) -> dict:
+    """Seconds that adding passages takes, and taking them out again, which leaves the index as it was."""
+    ids = [f"new{b}" for b in range(len(vectors))]
+    start = time.perf_counter()
+    index.add(ids, vectors)
+    added = time.perf_counter()
+    index.remove(ids)
+    removed = time.perf_counter()
+    return {f"add {len(ids)}, s": added - start, f"remove {len(ids)}, s": removed - added}
+
+
 def _shape(index: plaid.PlaidIndex, chunks, B: int) -> dict:
     """How vectors lie about their centroids, and how evenly."""
-    rows_T, _ = rows_of(index.offsets_B1, np.arange(B))
-    codes_T = residual.unpack_rows(index.stored.arrays["codes"], index.codec.code_bits, rows_T)
+    part = Run(index.segments[0], np.arange(B))
+    codes_T = part["codes"]
     rotated_TH = index.codec.rotate(chunks(0, B).vectors_TH)
     centroid_TH = index.codec.centroids_CH[codes_T]
     cosine_T = (rotated_TH * centroid_TH).sum(axis=1) / np.linalg.norm(centroid_TH, axis=1)
     counts_C = np.sort(np.bincount(codes_T, minlength=len(index.codec.centroids_CH)))[::-1]
-    decoded_TH = index.codec.decode(codes_T, *_rest(index, rows_T))
+    decoded_TH = index.codec.decode(codes_T, part["gains"], part["residuals"])
     return {
         "cosine to centroid": float(cosine_T.mean()),
         "tokens at the fullest 5 % of centroids": float(counts_C[: len(counts_C) // 20].sum() / len(codes_T)),
@@ -213,11 +227,6 @@ def _shape(index: plaid.PlaidIndex, chunks, B: int) -> dict:
             np.mean((decoded_TH @ index.codec.rotation_HH * rotated_TH).sum(1) / np.linalg.norm(decoded_TH, axis=1))
         ),
     }
-
-
-def _rest(index: plaid.PlaidIndex, rows_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    gains_T = residual.unpack_rows(index.stored.arrays["gains"], residual.GAIN_BITS, rows_T)
-    return gains_T, index.residuals_TR[rows_T]
 
 
 def extrapolated(one: dict, two: dict, B: int) -> dict:

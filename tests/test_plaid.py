@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from xmlib.index import exact, kernels, plaid, store
+from xmlib.index import exact, kernels, plaid, segment, store
 from xmlib.index.plaid import PROBED
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of, rows_of
@@ -156,8 +156,8 @@ def test_tokens_that_are_not_read_hardly_change_a_score(case, index):
 def test_rescored_scores_are_those_of_the_eight_bit_vectors(case, rescoring):
     _, q_ASH, q_mask_AS = case
     scores, positions = rescoring.search(q_ASH[:5], q_mask_AS[:5], 10)
-    fine_TH = rescoring.fine_TH * rescoring.stored.arrays["fine_scales"] @ rescoring.codec.rotation_HH.T
-    everything_AB = maxsim_packed(q_ASH[:5], fine_TH, rescoring.offsets_B1)
+    only, scales = rescoring.segments[0], rescoring.stored.arrays["fine_scales"]
+    everything_AB = maxsim_packed(q_ASH[:5], only.fine_TH * scales @ rescoring.codec.rotation_HH.T, only.offsets_B1)
     np.testing.assert_allclose(scores, np.take_along_axis(everything_AB, positions, axis=1), atol=1e-3)
 
 
@@ -199,9 +199,10 @@ def test_lists_are_kept_where_tokens_are_many_and_asked_for_only_there(case, ind
     vectors, q_ASH, q_mask_AS = case
     with pytest.raises(ValueError, match=r"n_probe=4: .* has no inverted lists"):
         index.search(q_ASH, q_mask_AS, 10, n_probe=4)
-    monkeypatch.setattr(plaid, "WHOLE", 0)
+    for module in (plaid, segment):
+        monkeypatch.setattr(module, "WHOLE", 0)
     large = plaid.build(tmp_path / "index", vectors.slice, index.ids, ORIGIN)
-    assert large.fine_TH is None and index.size_report()["list_bytes"] == 0
+    assert not large.rescores and index.size_report()["list_bytes"] == 0
     assert 1.5 * large.size_report()["tokens"] < large.size_report()["list_bytes"] < 4 * large.size_report()["tokens"]
 
 
@@ -215,14 +216,14 @@ def test_lists_of_many_blocks_written_in_many_passes_name_every_passage_once(mon
         "codes": [codes_T[offsets_B1[a] : offsets_B1[b]] for a, b in itertools.pairwise(cuts)],
         "lengths": [lengths_B[a:b] for a, b in itertools.pairwise(cuts)],
     }
-    monkeypatch.setattr(plaid, "LIST_BYTES", 30_000)
-    made = plaid._lists_of(arrays, len(lengths_B), C)
+    monkeypatch.setattr(segment, "LIST_BYTES", 30_000)
+    made = segment.lists_of(arrays, len(lengths_B), C)
     parts = list(made["postings"])
     assert len(parts) > 10
     postings, runs = np.concatenate(parts), made["posting_at"].reshape(-1)
     pairs = set(zip(codes_T.tolist(), np.repeat(np.arange(len(lengths_B)), lengths_B).tolist(), strict=True))
     found = [
-        (run // 3, run % 3 * plaid.BLOCK + int(place))
+        (run // 3, run % 3 * segment.BLOCK + int(place))
         for run in range(3 * C)
         for place in postings[runs[run] : runs[run + 1]]
     ]
@@ -249,7 +250,7 @@ def test_the_highest_centroids_and_what_they_add_up_to(case):
         gain_C = np.where(bytes_CL[:, s] >= least, bytes_CL[:, s].astype(int) - least + 1, 0)
         for b, codes in enumerate(np.split(codes_T, np.cumsum(lengths_B)[:-1])):
             wanted_B[b] += gain_C[codes].max(initial=0)
-    made = plaid._lists_of({"codes": [codes_T], "lengths": [lengths_B]}, B, C)
+    made = segment.lists_of({"codes": [codes_T], "lengths": [lengths_B]}, B, C)
     score_B = np.zeros(B, np.int32)
     kernels.accumulate(
         cell_N, above_N, start_S1, made["posting_at"], np.concatenate(list(made["postings"])), 1, score_B

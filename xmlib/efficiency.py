@@ -182,7 +182,7 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
     yield engine("v2", lower_bounds.open(folder), {"8 centroids": {}})
     yield engine("PLAID", plaid.open(folder), efforts)  # the same files
     index = plaid.open(systems.index(replace(system, engine="plaid"), collection, progress=False) / "index")
-    if index.fine_TH is not None:  # a large collection has no side file
+    if index.rescores:  # a large collection has no side file
         yield engine("PLAID, rescored", index, efforts)
 
 

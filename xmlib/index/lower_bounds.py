@@ -37,7 +37,7 @@ class LowerBoundIndex(plaid.PlaidIndex):
                 continue
             found_N = self._bounded(q_SH[q_mask_S], n_probe)
             positions_N = np.sort(found_N[0][np.argsort(-found_N[1], kind="stable")[:n_candidates]])
-            rows_T, offsets_N1 = rows_of(self.offsets_B1, positions_N)
+            rows_T, offsets_N1 = rows_of(self._offsets_B1, positions_N)
             score_N = maxsim_packed(q_SH[q_mask_S], self._decode(rows_T), offsets_N1)
             best = np.argsort(-score_N, kind="stable")[:k]
             scores_Ak[a, : len(best)], positions_Ak[a, : len(best)] = score_N[best], positions_N[best]
@@ -56,16 +56,26 @@ class LowerBoundIndex(plaid.PlaidIndex):
         return documents_N, maxsim_packed(q_SH, self._decode(token_T), np.append(starts_N, len(token_T)))
 
     def _decode(self, rows_T: np.ndarray) -> np.ndarray:
-        return self.codec.decode(self.codes_T[rows_T], self.gains_T[rows_T], self.residuals_TR.take(rows_T, axis=0))
+        return self.codec.decode(*(self._whole[name].take(rows_T, axis=0) for name in ("codes", "gains", "residuals")))
+
+    @cached_property
+    def _whole(self) -> dict[str, np.ndarray]:
+        """The arrays of all passages in memory, each in one piece."""
+        return {name: np.concatenate(list(parts)) for name, parts in self.arrays().items()}
+
+    @cached_property
+    def _offsets_B1(self) -> np.ndarray:
+        return offsets_of(self._whole["lengths"])
 
     @cached_property
     def _token_lists(self) -> tuple[np.ndarray, np.ndarray]:
-        counts_C = np.bincount(self.codes_T, minlength=len(self.codec.centroids_CH))
-        return np.argsort(self.codes_T, kind="stable"), offsets_of(counts_C)
+        codes_T = self._whole["codes"]
+        counts_C = np.bincount(codes_T, minlength=len(self.codec.centroids_CH))
+        return np.argsort(codes_T, kind="stable"), offsets_of(counts_C)
 
     @cached_property
     def _document_T(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.ids)), np.diff(self.offsets_B1))
+        return np.repeat(np.arange(len(self.ids)), np.diff(self._offsets_B1))
 
 
 def build(folder, chunks, ids: list[str], origin: dict, **choices) -> LowerBoundIndex:

@@ -11,11 +11,11 @@ A search narrows down, and every stage is MaxSim, of ever better approximations 
        near to a query token as the nearest of their passage
     3. where there is a side file of 8-bit vectors, the best n_rescored of these once more
 
-Scores are those of the last stage there is.
+Scores are those of the last stage there is. The stages themselves are in `segment`: passages added later lie in arrays
+of their own.
 
-Axes, used as suffixes:  A queries · B documents · N candidates · S query tokens · T document tokens · C centroids
-                         H embedding · R bytes of a residual · L = S filled up to a multiple of LANES · k results
-                         P blocks of BLOCK passages · K tokens that contend
+Axes, used as suffixes:  A queries · N candidates · S query tokens · C centroids · H embedding · k results
+                         L = S filled up to a multiple of kernels.LANES · G passages taken out
 
 Beyond WHOLE tokens nothing is unpacked into memory: an index opens at once and searches what is mapped.
 """
@@ -23,52 +23,53 @@ Beyond WHOLE tokens nothing is unpacked into memory: an index opens at once and 
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
+from xmlib.index.segment import ARRAYS, WHOLE, Segment, Spread, Tables, compress, packed
 from xmlib.index.vectors import TokenVectors
-from xmlib.ragged import offsets_of, rows_of
+from xmlib.ragged import offsets_of
 
 KIND = "plaid-pq"
-WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
-PROBED = 64  # centroids per query token beyond that, and one more for each 16 of the k
+PROBED = 64  # centroids per query token beyond WHOLE tokens, and one more for each 16 of the k
 LISTED = 8  # passages out of the lists for each candidate
-BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
-CACHE_LINE = 64  # bytes
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
-LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
+SMALL = 1000  # passages; a change writes segments of no more anew rather than leave them as they are
+GONE = 1 / 4  # of a segment's passages; where more were taken out, the rest is written anew
 # n_candidates, so many and so many for each of the k; and how many standard deviations of what residuals add a token's
 # centroid may be behind the nearest one of its passage for the token to be read.
 EFFORTS = {1: (100, 1.5, 2.0), 2: (300, 4, 3.0), 3: (800, 8, 5.0), 4: (3000, 16, math.inf)}
 
 
 class PlaidIndex:
-    """An open index. Residuals stay memory maps; codes are unpacked on the first search."""
+    """An open index. A passage's position is that of its id, whatever segment it lies in."""
 
     def __init__(self, stored: store.Stored) -> None:
         arrays = stored.arrays
         self.stored = stored
         self.codec = _codec(arrays)
-        self.offsets_B1 = offsets_of(arrays["lengths"])
-        self.residuals_TR = np.asarray(arrays["residuals"])  # still mapped, without the cost of np.memmap per access
-        self.fine_TH = np.asarray(arrays["fine"]) if "fine" in arrays else None
-        self._spare = []  # memory of searches that are over, for the next ones
+        numbers = np.asarray(arrays.get("segments", [0])).tolist()
+        lengths = [arrays[_named("lengths", number)] for number in numbers]
+        self._starts = offsets_of(list(map(len, lengths)))
+        self._gone_G = np.asarray(arrays.get("gone", []), dtype=np.int64)  # in order, counted over all segments
+        self.segments = [
+            self._segment(number, start, stop, self._gone_G)
+            for number, (start, stop) in zip(numbers, itertools.pairwise(self._starts), strict=True)
+        ]
+        self._spare = []  # tables of searches that are over, for the next ones
 
     @property
     def ids(self) -> list[str]:
         return self.stored.ids
 
-    @cached_property
-    def codes_T(self) -> np.ndarray:
-        return residual.unpack_codes(self.stored.arrays["codes"], self.codec.code_bits, len(self.residuals_TR))
-
-    @cached_property
-    def gains_T(self) -> np.ndarray:
-        return residual.unpack_codes(self.stored.arrays["gains"], residual.GAIN_BITS, len(self.residuals_TR))
+    @property
+    def rescores(self) -> bool:
+        """Whether there is a side file for the last stage."""
+        return "fine_scales" in self.stored.arrays
 
     def search(
         self,
@@ -94,7 +95,7 @@ class PlaidIndex:
         """
         if effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
-        if self._lists is None and n_probe is not None:
+        if n_probe is not None and all(segment.lists is None for segment in self.segments):
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
         n_probe = n_probe or PROBED + k // 16
         some, each, reach = EFFORTS[effort]
@@ -102,8 +103,8 @@ class PlaidIndex:
         n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
-        if self._lists is None:
-            self.codes_T, self.gains_T  # noqa: B018, made once, before there are threads
+        for segment in self.segments:
+            segment.unpack()
 
         def one(a: int, spread: Spread) -> None:
             q_SH = q_ASH[a][q_mask_AS[a]]
@@ -121,164 +122,147 @@ class PlaidIndex:
         return scores_Ak, positions_Ak
 
     def _search(
-        self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int, reach: float, spread: "Spread"
+        self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int, reach: float, spread: Spread
     ) -> tuple[np.ndarray, np.ndarray]:
         """One rotated query of real tokens only. Scores and positions, best first."""
-        S, H = q_SH.shape
-        L = -(-S // kernels.LANES) * kernels.LANES
-        q_HL = np.zeros((H, L), np.float32)
-        q_HL[:, :S] = q_SH.T
         try:
-            memory = self._spare.pop()
+            tables = self._spare.pop()
         except IndexError:  # asking first whether there is one would let two threads take the last
-            memory = _Memory(self)
-        memory.fit(L)
-        # 16 bits must hold the product with any decoded vector.
-        longest = np.linalg.norm(q_SH, axis=1).max(initial=1e-6)
-        factor = np.float32(32767 / (1.01 * self.codec.longest * longest))
+            tables = Tables(self.codec, self._starts[-1])
+        tables.fill(q_SH, reach, spread)
 
-        def products(part: slice) -> None:
-            kernels.centroid_table(self.codec.centroids_CH[part], q_HL, factor, memory.table_CL[part])
+        found, ends = [], [0]
+        for segment in self.segments:
+            score_B = tables.score_B[ends[-1] : ends[-1] + len(segment)]
+            found.append(segment.approximate(tables, score_B, n_probe, LISTED * n_candidates, spread))
+            ends.append(ends[-1] + len(found[-1].position_N))
+        best_N = kernels.best(tables.score_B[: ends[-1]], n_candidates)
 
-        spread(products, memory.C)
-        low_L = (self._mean_H @ q_HL * factor).astype(np.int16)
-        step = kernels.to_bytes(memory.table_CL, low_L, memory.bytes_CL) * factor / 2**15  # bytes in a product of 1
+        score_N, position_N = np.empty(len(best_N), np.float32), np.empty(len(best_N), np.int64)
+        for i, own in enumerate(_between(best_N, ends)):
+            own_N = best_N[own] - ends[i]
+            self.segments[i].rerank(tables, found[i], own_N, score_N[own], spread)
+            position_N[own] = self._starts[i] + found[i].position_N[own_N]
 
-        if self._lists is None:
-            positions_N = self._everything
-        else:
-            positions_N = self._listed(memory, S, n_probe, LISTED * n_candidates)
-        at_N, offsets_B1, codes_T, rows_T = self._codes(positions_N)
-        first_N = memory.score_B[: len(positions_N)]
+        if self.rescores:
+            position_N = np.sort(position_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
+            score_N = np.empty(len(position_N), np.float32)
+            q_HL = tables.q_HL * self.stored.arrays["fine_scales"][:, None]
+            for i, own in enumerate(_between(position_N, self._starts)):
+                self.segments[i].rescore(q_HL, position_N[own] - self._starts[i], score_N[own], spread)
+        self._spare.append(tables)
 
-        def approximate(part: slice) -> None:
-            kernels.approximate(at_N[part], offsets_B1, codes_T, memory.bytes_CL, first_N[part])
-
-        spread(approximate, len(at_N))
-        best_N = kernels.best(first_N, n_candidates)
-        positions_N, at_N = positions_N[best_N], at_N[best_N]
-
-        margin = np.uint8(min(reach * self.codec.spread * longest * step, 255))
-        score_N = np.empty(len(at_N), np.float32)
-        kernels.residual_table(self.codec.codebook_RWd, q_HL, factor, memory.table_RWL)
-
-        def rerank(part: slice) -> None:
-            starts_N, stops_N = offsets_B1[at_N[part]], offsets_B1[at_N[part] + 1]
-            row_K = np.empty((stops_N - starts_N).sum(), np.int64)
-            offsets_N1 = kernels.contenders(at_N[part], offsets_B1, codes_T, memory.bytes_CL, S, margin, row_K)
-            row_K = row_K[: offsets_N1[-1]]
-            codes_K = codes_T.take(row_K)
-            if rows_T is not None:
-                row_K = rows_T.take(row_K)
-            tables = (self._gains, memory.table_CL, memory.table_RWL)
-            gains_K = self._gains_at(row_K)
-            kernels.rerank(row_K, offsets_N1, codes_K, gains_K, self.residuals_TR, *tables, factor, score_N[part])
-
-        spread(rerank, len(at_N))
-        self._spare.append(memory)
-        if self.fine_TH is not None:
-            positions_N = np.sort(positions_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
-            q_HL *= self.stored.arrays["fine_scales"][:, None]
-            score_N = np.empty(len(positions_N), np.float32)
-
-            def rescore(part: slice) -> None:
-                kernels.rescore(positions_N[part], self.offsets_B1, self.fine_TH, q_HL, score_N[part])
-
-            spread(rescore, len(positions_N))
         best = np.argsort(-score_N, kind="stable")[:k]
-        return score_N[best], positions_N[best]
-
-    def _codes(self, positions_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Where some passages stand, between which offsets, of which codes: all there are, or their own, just read.
-
-        Last the rows that these codes are of; None for all.
-        """
-        if self._lists is None:
-            return positions_N, self.offsets_B1, self.codes_T, None
-        rows_T, offsets_N1 = rows_of(self.offsets_B1, positions_N)
-        codes_T = residual.unpack_rows(self.stored.arrays["codes"], self.codec.code_bits, rows_T)
-        return np.arange(len(positions_N)), offsets_N1, codes_T, rows_T
-
-    def _gains_at(self, row_K: np.ndarray) -> np.ndarray:
-        if self._lists is None:
-            return self.gains_T.take(row_K)
-        return residual.unpack_rows(self.stored.arrays["gains"], residual.GAIN_BITS, row_K)
-
-    def _listed(self, memory: "_Memory", S: int, n_probe: int, n: int) -> np.ndarray:
-        """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
-        cell_N, above_N, start_S1 = kernels.highest(memory.bytes_CL, S, n_probe, memory.threshold_L)
-        memory.score_B[:] = -1
-        kernels.accumulate(cell_N, above_N, start_S1, *self._lists, _blocks(len(self.stored)), memory.score_B)
-        return kernels.best(memory.score_B, n)
-
-    @cached_property
-    def _lists(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Where each run of passages starts and the passages, by centroid and block; None where all are looked at."""
-        arrays = self.stored.arrays
-        return (np.asarray(arrays["posting_at"]), np.asarray(arrays["postings"])) if "postings" in arrays else None
-
-    @cached_property
-    def _everything(self) -> np.ndarray:
-        return np.arange(len(self.stored))
-
-    @cached_property
-    def _mean_H(self) -> np.ndarray:
-        return self.codec.centroids_CH.mean(axis=0)
-
-    @cached_property
-    def _gains(self) -> np.ndarray:
-        return np.rint(self.codec.gain_levels * 2**15).astype(np.int32)
-
-    @cached_property
-    def decoded(self) -> TokenVectors:
-        """Every vector as the second stage sees it, in memory."""
-        return TokenVectors(self.codec.decode(self.codes_T, self.gains_T, self.residuals_TR), self.offsets_B1)
-
-    def add(self, ids: list[str], vectors: TokenVectors) -> None:
-        """Append passages, encoded with the codec the index has. On disk when this returns, all or none."""
-        store.check_new(self.ids, ids, len(vectors))
-        new = _compress(self.codec, self.stored.arrays.get("fine_scales"), vectors.vectors_TH)
-        arrays = {name: [getattr(self, f"{name}_{axes}"), new[name]] for name, axes in self._token_arrays.items()}
-        self._update(self.ids + ids, arrays, [self.stored.arrays["lengths"], vectors.lengths_B.astype(np.int32)])
-
-    def remove(self, ids: list[str]) -> None:
-        """Take passages out; later ones move up. On disk when this returns, all or none."""
-        kept = store.kept_without(self.ids, ids)
-        rows_T, _ = rows_of(self.offsets_B1, kept)
-        arrays = {name: [getattr(self, f"{name}_{axes}")[rows_T]] for name, axes in self._token_arrays.items()}
-        self._update([self.ids[position] for position in kept], arrays, self.stored.arrays["lengths"][kept])
+        position_N = position_N[best]
+        return score_N[best], position_N - np.searchsorted(self._gone_G, position_N)
 
     @property
-    def _token_arrays(self) -> dict[str, str]:
-        return {"codes": "T", "gains": "T", "residuals": "TR"} | ({} if self.fine_TH is None else {"fine": "TH"})
+    def decoded(self) -> TokenVectors:
+        """Every vector as the second stage sees it, in memory."""
+        arrays = self.arrays()
+        codes = zip(arrays["codes"], arrays["gains"], arrays["residuals"], strict=True)
+        vectors_TH = np.concatenate([self.codec.decode(*part) for part in codes])
+        return TokenVectors.from_lengths(vectors_TH, np.concatenate(list(arrays["lengths"])))
 
-    def _update(self, ids, arrays, lengths) -> None:
-        arrays = arrays | {"lengths": lengths if isinstance(lengths, list) else [lengths]}
-        lists = {} if self._lists is None else _lists_of(arrays, len(ids), len(self.codec.centroids_CH))
-        store.update(self.stored, ids, _packed(arrays, self.codec) | lists)
+    def arrays(self) -> dict[str, store.Column]:
+        """Codes, gains, residuals and lengths of all passages, and what the side file holds, in parts."""
+        return store.join([run for segment in self.segments for run in segment.runs()])
+
+    def add(self, ids: list[str], vectors: TokenVectors) -> None:
+        """Append passages, encoded with the codec the index has. On disk when this returns, all or none.
+
+        They make a segment of their own, together with the segments before them that are not over twice as large. So
+        each segment is over twice as large as the next but for the SMALL ones, and a passage is written anew a number
+        of times that grows with the logarithm of all.
+        """
+        store.check_new(self.ids, ids, len(vectors))
+        n, stay = len(ids), len(self.segments)
+        while stay and self.segments[stay - 1].n_live <= max(SMALL, 2 * n):
+            stay -= 1
+            n += self.segments[stay].n_live
+        joined = [run for segment in self.segments[stay:] for run in segment.runs()]
+        new = compress(self.codec, self.stored.arrays.get("fine_scales"), vectors.vectors_TH, vectors.lengths_B)
+        self._change(self.ids + ids, [*self.segments[:stay], [*joined, new]])
+
+    def remove(self, ids: list[str]) -> None:
+        """Take passages out; later ones move up. On disk when this returns, all or none.
+
+        What they hold of the disk is free once GONE of their segment's passages were taken out.
+        """
+        known = self.ids
+        kept = store.kept_without(known, ids)
+        everything = np.arange(self._starts[-1])
+        gone_G = np.delete(everything, np.delete(everything, self._gone_G)[kept])
+        plan = []
+        for old, (start, stop) in zip(self.segments, itertools.pairwise(self._starts), strict=True):
+            segment = self._segment(old.number, start, stop, gone_G)
+            if segment.n_live:
+                stays = len(segment) > SMALL and len(segment.gone_N) <= GONE * len(segment)
+                plan.append(segment if stays or not len(segment.gone_N) else segment.runs())
+        self._change([known[position] for position in kept], plan)
+
+    def _segment(self, number: int, start: int, stop: int, gone_G: np.ndarray) -> Segment:
+        """The segment of this number, whose passages are counted from start to stop, without those that are gone."""
+        arrays = self.stored.arrays
+        own = {name: arrays[_named(name, number)] for name in ARRAYS if _named(name, number) in arrays}
+        first, last = np.searchsorted(gone_G, [start, stop])
+        return Segment(number, own, self.codec, gone_G[first:last] - start)
+
+    def _change(self, ids: list[str], plan: Sequence[Segment | list[Mapping]]) -> None:
+        """Replace the segments by these: such as stay, and lists of parts that make a new one."""
+        numbers, gone, written, at = [], [np.zeros(0, np.int64)], {}, 0
+        new = 1 + max(segment.number for segment in self.segments)
+        for item in plan:
+            if isinstance(item, Segment):
+                numbers.append(item.number)
+                gone.append(at + item.gone_N)
+                at += len(item)
+            else:
+                arrays = packed(item, self.codec, self.stored.settings["lists"])
+                written |= {_named(name, new): array for name, array in arrays.items()}
+                numbers.append(new)
+                new += 1
+                at += sum(len(part["lengths"]) for part in item)
+        written |= {"segments": np.array(numbers), "gone": np.concatenate(gone)}
+        left = [segment.number for segment in self.segments if segment.number not in numbers]
+        store.update(self.stored, ids, written, drop={_named(name, number) for name in ARRAYS for number in left})
         stored = store.open(self.stored.path, KIND)
         self.__dict__.clear()  # as if opened just now: what was cached of the old index goes
         self.__init__(stored)
 
     def size_report(self) -> dict[str, float]:
-        """Bytes on disk: of the token vectors, by the paper's formula, of the side file, and of all the rest."""
+        """Bytes on disk: of the token vectors, by the paper's formula, of the side file, and of all the rest.
+
+        Passages taken out are counted for as long as they are in the files.
+        """
         size = self.stored.file_bytes
-        T, H = len(self.residuals_TR), len(self.codec.rotation_HH)
+
+        def of(*names: str) -> int:
+            return sum(size.get(_named(name, segment.number), 0) for name in names for segment in self.segments)
+
+        T, H = sum(len(segment.residuals_TR) for segment in self.segments), len(self.codec.rotation_HH)
         return {
             "tokens": T,
-            "token_bytes": size["codes"] + size["gains"] + size["residuals"],
+            "token_bytes": of("codes", "gains", "residuals"),
             "formula_bytes": T * (self.codec.n_bits * H + self.codec.code_bits) / 8,
-            "list_bytes": size.get("postings", 0) + size.get("posting_at", 0),
-            "rescore_bytes": size.get("fine", 0) + size.get("fine_scales", 0),
+            "list_bytes": of("postings", "posting_at"),
+            "rescore_bytes": of("fine") + size.get("fine_scales", 0),
             "codec_bytes": sum(size[name] for name in ("centroids", "rotation", "codebook", "gain_levels")),
-            "length_bytes": size["lengths"],
+            "length_bytes": of("lengths") + size.get("segments", 0) + size.get("gone", 0),
             "id_bytes": size["ids"],
             "meta_bytes": size["meta"],
             "total_bytes": sum(size.values()),
         }
 
 
-Spread = Callable[[Callable[[slice], None], int], None]  # (work, n): work on the rows 0 to n, in parts
+def _named(name: str, number: int) -> str:
+    """What an array of the segment of this number is called among those of the index."""
+    return f"{name}-{number}" if number else name
+
+
+def _between(position_N: np.ndarray, ends: Sequence[int]) -> list[slice]:
+    """Where those of the ascending positions stand that lie between each end and the next."""
+    return [slice(first, last) for first, last in itertools.pairwise(np.searchsorted(position_N, ends))]
 
 
 def _on_this(work: Callable[[slice], None], n: int) -> None:
@@ -290,31 +274,6 @@ def _on_all(pool: ThreadPoolExecutor, n_parts: int, work: Callable[[slice], None
     """In parts, each on a thread of the pool."""
     parts = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
     list(pool.map(work, parts))
-
-
-class _Memory:
-    """What one search at a time writes into. Kept, because fresh memory costs a page fault every 4 KiB."""
-
-    def __init__(self, index: PlaidIndex) -> None:
-        self.C, self.RW = len(index.codec.centroids_CH), index.codec.codebook_RWd.shape[:2]
-        self.score_B = np.empty(len(index.stored), np.int32)
-        self.L = 0
-
-    def fit(self, L: int) -> None:
-        if self.L != L:
-            self.L = L
-            self.table_CL = _in_lines((self.C, L), np.int16)
-            self.bytes_CL = _in_lines((self.C, L), np.uint8)
-            self.table_RWL = _in_lines((*self.RW, L), np.int16)
-            self.threshold_L = np.empty(L, np.uint8)
-
-
-def _in_lines(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An empty array that begins with a line of the cache: rows that straddle two slow re-ranking by a quarter."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def build(
@@ -381,18 +340,14 @@ def build(
             trained["fine_scales"] = np.maximum(np.abs(codec.rotate(vectors_TH)).max(axis=0), 1e-6) / np.float32(127)
         return trained
 
-    def compress(part: dict) -> dict:
-        return _compress(codec, trained.get("fine_scales"), part["vectors"]) | {"lengths": part["lengths"]}
+    def coded(part: Mapping) -> dict:
+        return compress(codec, trained.get("fine_scales"), part["vectors"], part["lengths"])
 
     sample = {i: parts.once(f"tokens-{i}", lambda i=i: encode(i)) for i in sampled}
     trained = parts.once("codec", lambda: train(list(sample.values())))
     codec = _codec(trained)
-    done = [parts.once(f"codes-{i}", lambda i=i: compress(sample.get(i) or encode(i))) for i in range(len(spans))]
-    arrays = store.join(done)
-    n_tokens = sum(int(lengths_B.sum()) for lengths_B in arrays["lengths"])
-    if lists or (lists is None and n_tokens > WHOLE):
-        trained = {**trained, **_lists_of(arrays, len(ids), len(codec.centroids_CH))}
-    store.create(folder, KIND, origin, choices, ids, _packed(arrays, codec) | {**trained})
+    done = [parts.once(f"codes-{i}", lambda i=i: coded(sample.get(i) or encode(i))) for i in range(len(spans))]
+    store.create(folder, KIND, origin, choices, ids, packed(done, codec, lists) | {**trained})
     return open(folder)
 
 
@@ -403,57 +358,6 @@ def open(folder) -> PlaidIndex:
 def sample_passages(n_passages: int) -> int:
     """How many passages the centroids are trained on: 16 · sqrt(120 · passages), as in the released recipe."""
     return min(n_passages, math.ceil(16 * math.sqrt(120 * n_passages)))
-
-
-def _compress(codec: residual.Codec, fine_scales: np.ndarray | None, vectors_TH: np.ndarray) -> dict[str, np.ndarray]:
-    codes_T, gains_T, residuals_TR = codec.encode(vectors_TH)
-    arrays = {"codes": codes_T, "gains": gains_T, "residuals": residuals_TR}
-    if fine_scales is not None:
-        arrays["fine"] = np.clip(np.rint(codec.rotate(vectors_TH) / fine_scales), -127, 127).astype(np.int8)
-    return arrays
-
-
-def _packed(arrays: dict, codec: residual.Codec) -> dict:
-    """As they go to disk: codes and gains as strings of bits."""
-    codes = residual.pack_parts(arrays["codes"], codec.code_bits)
-    return arrays | {"codes": codes, "gains": residual.pack_parts(arrays["gains"], residual.GAIN_BITS)}
-
-
-def _lists_of(arrays: dict, B: int, C: int) -> dict:
-    """Inverted lists: the passages that have a token at each centroid, in order, as their place within their block.
-
-    A pass over the codes counts; further ones write, as many centroids at a time as LIST_BYTES hold.
-    """
-    last_C, count_CP = np.full(C, -1), np.zeros((C, _blocks(B)), np.uint32)
-    for codes_T, lengths_B, first in _spans(arrays):
-        kernels.count_postings(codes_T, lengths_B, first, last_C, count_CP)
-    size_C = count_CP.sum(axis=1, dtype=np.int64)
-    posting_at = offsets_of(count_CP.ravel())
-    if posting_at[-1] >= 2**32:
-        raise ValueError(f"{posting_at[-1]:,} entries of inverted lists are too many for one index: build shards")
-
-    def postings():
-        first = np.searchsorted(offsets_of(size_C), np.arange(0, posting_at[-1], LIST_BYTES // 2), side="right") - 1
-        for low, high in itertools.pairwise([*np.unique(first), C]):
-            posting_N, last_C = np.empty(size_C[low:high].sum(), np.uint16), np.full(high - low, -1)
-            next_C = offsets_of(size_C[low:high])[:-1]
-            for codes_T, lengths_B, first in _spans(arrays):
-                kernels.fill_postings(codes_T, lengths_B, first, low, last_C, next_C, posting_N)
-            yield posting_N
-
-    return {"posting_at": posting_at.astype(np.uint32), "postings": postings()}
-
-
-def _spans(arrays: dict):
-    """Codes and lengths of run after run of passages, and where the run starts."""
-    first = 0
-    for codes_T, lengths_B in zip(arrays["codes"], arrays["lengths"], strict=True):
-        yield np.asarray(codes_T), np.asarray(lengths_B), first
-        first += len(lengths_B)
-
-
-def _blocks(B: int) -> int:
-    return -(-B // BLOCK)
 
 
 def _codec(arrays: dict[str, np.ndarray]) -> residual.Codec:

@@ -31,6 +31,7 @@ CODEWORD_ITERATIONS = 12
 CODEWORD_SAMPLE = 1 << 14  # vectors whose residuals set rotation, codewords and gains
 GAIN_BITS = 4
 GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them
+FEW = 16  # times fewer vectors than centroids are compared with all of them
 TILE = 1024  # vectors, and centroids, whose products stay in cache
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
@@ -56,7 +57,8 @@ class Codec:
     def encode(self, vectors_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns codes_T (int32), gains_T (uint8, numbers of levels) and residuals_TR (uint8)."""
         rotated_TH = self.rotate(vectors_TH)
-        codes_T = assigned(rotated_TH, self.centroids_CH, self._groups)
+        few = len(rotated_TH) * FEW < len(self.centroids_CH)  # so that grouping the centroids would take longer
+        codes_T = assigned(rotated_TH, self.centroids_CH, None if few else self._groups)
         sum_TH = self.centroids_CH.take(codes_T, axis=0)
         residuals_TR = nearest_codewords(rotated_TH - sum_TH, self.codebook_RWd)
         sum_TH += self._values(residuals_TR)

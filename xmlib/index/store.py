@@ -15,15 +15,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 FORMAT = "xmlib-index"
-VERSION = 1
+VERSION = 2  # 1 had no segments
 META = "meta.json"
 ORIGIN = ("model", "lang", "collection")  # fingerprint of the model, language code, fingerprint of the collection
 CHEAP_BYTES = 4 << 20  # files up to this size are checked against their sha256 whenever the folder is opened
@@ -78,20 +79,29 @@ def create(folder, kind: str, origin: dict, settings: dict, ids: list[str], arra
     shutil.rmtree(_partial(folder))
 
 
-def update(stored: Stored, ids: list[str], arrays: dict) -> None:
-    """Replace the ids and the given arrays of a folder in one step; arrays not given stay as they are."""
-    check_ids(ids)
-    generation = stored.meta["generation"] + 1
-    try:
-        files = stored.meta["files"] | _write_files(stored.path, generation, ids, arrays)
-        _write_meta(stored.path, stored.meta | {"generation": generation, "passages": len(ids), "files": files})
-    finally:
-        # Old files go last; after a failure, say of a full disk, the new ones do, whose space is needed. A search that
-        # has files mapped keeps them until it lets go.
-        wanted = {META} | {file["file"] for file in _read_meta(stored.path)["files"].values()}
-        for path in stored.path.iterdir():
-            if path.name not in wanted:
-                path.unlink()
+def update(stored: Stored, ids: list[str], arrays: dict, drop: Collection[str] = ()) -> None:
+    """Write ids and arrays, new or in place of old ones, and drop others, all in one step; the rest stays as it is.
+
+    The ids are such as `check_new` and `kept_without` let pass. One process at a time: IndexFolderError if the index
+    was changed since it was opened.
+    """
+    path, old = stored.path, stored.meta
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if _read_meta(path) != old:
+            raise IndexFolderError(f"{path} was changed since it was opened; open it again and repeat the change")
+        generation = old["generation"] + 1
+        try:
+            files = {name: file for name, file in old["files"].items() if name not in drop}
+            files |= _write_files(path, generation, ids, arrays)
+            head = {"version": VERSION, "generation": generation, "passages": len(ids)}
+            _write_meta(path, old | head | {"files": files})
+        finally:
+            # Old files go last; after a failure, say of a full disk, the new ones do, whose space is needed. A search
+            # that has files mapped keeps them until it lets go.
+            wanted = {META} | {file["file"] for file in _read_meta(path)["files"].values()}
+            for left in path.iterdir():
+                if left.name not in wanted:
+                    left.unlink()
 
 
 def open(folder, kind: str) -> Stored:
@@ -237,13 +247,12 @@ def check_ids(ids: list[str]) -> None:
 
 def check_new(known: list[str], ids: list[str], n_passages: int) -> None:
     """These ids can be added to those an index has, one for each of n_passages."""
-    present = set(known)
-    for pid in ids:
-        if pid in present:
-            raise ValueError(f"passage id {pid!r} is in the index already")
     if len(ids) != n_passages:
         raise ValueError(f"{len(ids)} ids for {n_passages} passages")
-    check_ids(known + ids)
+    check_ids(ids)
+    present = set(ids).intersection(known)
+    if present:
+        raise ValueError(f"passage id {min(present)!r} is in the index already")
 
 
 def kept_without(known: list[str], ids: list[str]) -> np.ndarray:
@@ -254,8 +263,9 @@ def kept_without(known: list[str], ids: list[str]) -> np.ndarray:
         raise ValueError(f"passage id {min(unknown)!r} is not in the index")
     if len(gone) < len(ids):
         raise ValueError("an id to remove is given twice")
-    kept = np.array([position for position, pid in enumerate(known) if pid not in gone], dtype=np.int64)
-    check_ids([known[position] for position in kept])
+    kept = np.flatnonzero(np.fromiter((pid not in gone for pid in known), bool, len(known)))
+    if not len(kept):
+        check_ids([])
     return kept
 
 
@@ -268,7 +278,7 @@ def _write_files(folder: Path, generation: int, ids: list[str], arrays: dict) ->
     mark = f".{generation}" if generation else ""
     files = {}
     ids_path = folder / f"ids{mark}.txt"
-    _write_text(ids_path, "".join(f"{pid}\n" for pid in ids))
+    _write_text(ids_path, "\n".join([*ids, ""]))
     files["ids"] = _describe(ids_path)
     for name, parts in arrays.items():
         path = folder / f"{name}{mark}.npy"
