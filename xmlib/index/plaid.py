@@ -147,9 +147,9 @@ class PlaidIndex:
         if self.rescores:
             position_N = np.sort(position_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
             score_N = np.empty(len(position_N), np.float32)
-            q_HL = tables.q_HL * self.stored.arrays["fine_scales"][:, None]
+            q_LH = tables.q_LH * self.stored.arrays["fine_scales"]
             for i, own in enumerate(_between(position_N, self._starts)):
-                self.segments[i].rescore(q_HL, position_N[own] - self._starts[i], score_N[own], spread)
+                self.segments[i].rescore(q_LH, position_N[own] - self._starts[i], score_N[own], spread)
         self._spare.append(tables)
 
         best = np.argsort(-score_N, kind="stable")[:k]

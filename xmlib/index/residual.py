@@ -79,6 +79,11 @@ class Codec:
         return vectors_TH.astype(np.float32, copy=False) @ self.rotation_HH
 
     @cached_property
+    def paired_centroids(self) -> tuple[np.ndarray, np.float32]:
+        """`kernels.paired` centroids, (C, H / 2) and their unit."""
+        return kernels.paired(self.centroids_CH)
+
+    @cached_property
     def longest(self) -> float:
         """No decoded vector is longer."""
         codeword_R = np.square(self.codebook_RWd).sum(axis=2).max(axis=1)

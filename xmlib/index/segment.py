@@ -47,20 +47,24 @@ class Tables:
         """Those of one rotated query of real tokens only."""
         self.S, H = q_SH.shape
         self._fit(-(-self.S // kernels.LANES) * kernels.LANES)
-        self.q_HL = np.zeros((H, self.L), np.float32)
-        self.q_HL[:, : self.S] = q_SH.T
+        self.q_LH = np.zeros((self.L, H), np.float32)
+        self.q_LH[: self.S] = q_SH
+        q_HL = np.ascontiguousarray(self.q_LH.T)
         # 16 bits must hold the product with any decoded vector.
         longest = np.linalg.norm(q_SH, axis=1).max(initial=1e-6)
         self.factor = np.float32(32767 / (1.01 * self.codec.longest * longest))
 
+        centroids_CP, unit = self.codec.paired_centroids
+        q_PL, q_unit = kernels.paired_query(self.q_LH)
+
         def products(part: slice) -> None:
-            kernels.centroid_table(self.codec.centroids_CH[part], self.q_HL, self.factor, self.table_CL[part])
+            kernels.centroid_table(centroids_CP[part], q_PL, unit * q_unit * self.factor, self.table_CL[part])
 
         spread(products, len(self.table_CL))
-        low_L = (self.mean_H @ self.q_HL * self.factor).astype(np.int16)
+        low_L = (self.mean_H @ q_HL * self.factor).astype(np.int16)
         step = kernels.to_bytes(self.table_CL, low_L, self.bytes_CL) * self.factor / 2**15  # bytes in a product of 1
         self.margin = np.uint8(min(reach * self.codec.spread * longest * step, 255))
-        kernels.residual_table(self.codec.codebook_RWd, self.q_HL, self.factor, self.table_RWL)
+        kernels.residual_table(self.codec.codebook_RWd, q_HL, self.factor, self.table_RWL)
 
     def _fit(self, L: int) -> None:
         if self.L != L:
@@ -145,11 +149,12 @@ class Segment:
 
         spread(rerank, len(at_N))
 
-    def rescore(self, q_HL: np.ndarray, position_N: np.ndarray, score_N: np.ndarray, spread: Spread) -> None:
-        """The third stage, from the side file; q_HL carries the scale of each dimension."""
+    def rescore(self, q_LH: np.ndarray, position_N: np.ndarray, score_N: np.ndarray, spread: Spread) -> None:
+        """The third stage, from the side file; q_LH carries the scale of each dimension."""
+        query = kernels.paired_query(q_LH)
 
         def rescore(part: slice) -> None:
-            kernels.rescore(position_N[part], self.offsets_B1, self.fine_TH, q_HL, score_N[part])
+            kernels.rescore(position_N[part], self.offsets_B1, self.fine_TH, *query, score_N[part])
 
         spread(rescore, len(position_N))
 
