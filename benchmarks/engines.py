@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +43,14 @@ EXHAUSTIVE = "everything"  # the setting that shows what an engine's codes can f
 # --- engines. Each builds in a folder, and opens it: a function (list of queries (S, H), k) -> positions, by setting.
 
 
-def build_ours(data, folder, rescore=False):
+def build_ours(data, folder, **choices):
     from xmlib.index import plaid
     from xmlib.index.vectors import TokenVectors
 
     vectors = TokenVectors(data["vectors"], data["offsets"])
     ids = [str(b) for b in range(len(vectors))]
     origin = {"model": "benchmark", "lang": "en", "collection": "benchmark"}
-    plaid.build(folder / "index", vectors.slice, ids, origin, rescore=rescore)
-
-
-def build_ours_rescored(data, folder):
-    build_ours(data, folder, rescore=True)
+    plaid.build(folder / "index", vectors.slice, ids, origin, **choices)
 
 
 def open_ours(data, folder, threads):
@@ -225,8 +222,9 @@ def _padded(queries):
 
 
 ENGINES = {  # name: how to build and to open it, and the module that says whether it is installed
-    "ours, 2 bits": (build_ours, open_ours, "xmlib"),
-    "ours, 2 bits + 8 to rescore": (build_ours_rescored, open_ours, "xmlib"),
+    "ours, 2 bits": (partial(build_ours, rescore=False), open_ours, "xmlib"),
+    "ours, 2 bits + 8 to rescore": (partial(build_ours, rescore=True), open_ours, "xmlib"),
+    "ours, 2 bits, pooled by 2": (partial(build_ours, rescore=False, pool=2), open_ours, "xmlib"),
     "brute force": (lambda *_: None, open_brute_force, "xmlib"),
     "colbert-ai": (build_colbert_ai, open_colbert_ai, "colbert"),
     "fast-plaid": (build_fast_plaid, open_fast_plaid, "fast_plaid"),

@@ -44,7 +44,7 @@ def test_every_engine_has_a_size_a_latency_and_two_qualities(measured):
     assert rows.groupby("system", sort=False)["engine"].unique().map(list).to_dict() == {
         "BM25": ["bm25s", "JASS", *lucenes, "PISA"],
         "DPR-XM": ["flat", "HNSW", "IVF-Flat"],
-        "ColBERT-XM": ["exact", "v1", "v2", "PLAID", "PLAID, rescored"],
+        "ColBERT-XM": ["exact", "v1", "v2", "PLAID", "PLAID, pooled", "PLAID, rescored"],
     }
     assert (rows.groupby(["system", "engine", "setting"])["metric"].agg(set) == METRICS).all()
     assert (rows["n"] == 8).all() and (rows["k"] == 5).all() and (rows["lang"] == "en").all()
@@ -69,6 +69,7 @@ def test_the_generations_shrink_and_an_index_is_built_once(measured):
     rows, (first, second) = measured
     sizes = rows.query("metric == 'index_gb'").drop_duplicates(["system", "engine"]).set_index("engine")["value"]
     assert sizes["v1"] > sizes["v2"] == sizes["PLAID"] < sizes["PLAID, rescored"]
+    assert sizes["PLAID, pooled"] < sizes["PLAID"]
     assert sum(line.startswith("built") for line in first) >= 6
     assert not any(line.startswith("built") for line in second) and any(line.startswith("found") for line in second)
 

@@ -169,7 +169,7 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
         def build(folder):
             generation(name).build(folder, whole.vectors.slice, whole.ids, origin, **choices)
 
-        return _built(system, collection, name, build, say)
+        return _built(system, collection, name, build, say, **choices)
 
     def engine(name, index, choices):
         searches = {setting: _one(index, **chosen) for setting, chosen in choices.items()}
@@ -181,6 +181,8 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
     folder = built("v2", rescore=False)
     yield engine("v2", lower_bounds.open(folder), {"8 centroids": {}})
     yield engine("PLAID", plaid.open(folder), efforts)  # the same files
+    halved = plaid.open(built("plaid", rescore=False, pool=2))
+    yield engine("PLAID, pooled", halved, {"2 tokens to a vector": {}})
     index = plaid.open(systems.index(replace(system, engine="plaid"), collection, progress=False) / "index")
     if index.rescores:  # a large collection has no side file
         yield engine("PLAID, rescored", index, efforts)

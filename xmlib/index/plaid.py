@@ -30,6 +30,7 @@ from functools import partial
 import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
+from xmlib.index.pooling import pooled
 from xmlib.index.segment import ARRAYS, WHOLE, Segment, Spread, Tables, compress, packed
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of
@@ -181,6 +182,7 @@ class PlaidIndex:
             stay -= 1
             n += self.segments[stay].n_live
         joined = [run for segment in self.segments[stay:] for run in segment.runs()]
+        vectors = pooled(vectors, self.stored.settings.get("pool", 1))
         new = compress(self.codec, self.stored.arrays.get("fine_scales"), vectors.vectors_TH, vectors.lengths_B)
         self._change(self.ids + ids, [*self.segments[:stay], [*joined, new]])
 
@@ -287,6 +289,7 @@ def build(
     chunk_passages: int = 1000,
     rescore: bool | None = None,
     lists: bool | None = None,
+    pool: int = 1,
 ) -> PlaidIndex:
     """Index a collection and open it. A build that was cut off goes on where it stopped.
 
@@ -294,7 +297,8 @@ def build(
     random set of chunks is the sample: kept uncompressed until the codec is trained on it. Without `n_centroids`
     their number follows the number of tokens. With `rescore` a side file of H bytes per token is kept for the last
     stage of a search; by default where the collection is small, up to about WHOLE tokens. With `lists` there are
-    inverted lists, 2 bytes and more per token; by default where it is larger.
+    inverted lists, 2 bytes and more per token; by default where it is larger. Of every `pool` tokens of a passage that
+    are alike one vector is kept (`pooling`): 2 halve the index, and cost MRR@10 0.4 points of 60 on real questions.
 
     One chunk at a time is in memory, the sample that the codec is trained on, LIST_BYTES of inverted lists, and what
     grows with the collection: its ids, and 4 bytes per centroid and BLOCK passages.
@@ -306,6 +310,7 @@ def build(
         "chunk_passages": chunk_passages,
         "rescore": rescore,
         "lists": lists,
+        "pool": pool,
     }
     parts = store.Parts(folder, ids, kind=KIND, origin=origin, **choices)
     spans = store.chunks_of(len(ids), chunk_passages)
@@ -313,7 +318,7 @@ def build(
     sampled = np.sort(np.random.default_rng(seed).permutation(len(spans))[:n_sampled])
 
     def encode(i: int) -> dict:
-        return exact.arrays_of(store.encode(chunks, *spans[i]))
+        return exact.arrays_of(pooled(store.encode(chunks, *spans[i]), pool))
 
     def train(sample: list[dict]) -> dict:
         n_passages = sum(len(part["lengths"]) for part in sample)
