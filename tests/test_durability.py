@@ -36,6 +36,7 @@ if task == "build":
     print("begin", flush=True)
     plaid.build(folder, vectors.slice, names({PASSAGES}), ORIGIN, chunk_passages=10)
 else:
+    plaid.SMALL = 0 if task == "change" else 1000  # add segments and mark passages, or write all anew
     index = plaid.open(folder)
     print("begin", flush=True)
     for i in range(1000):
@@ -132,11 +133,12 @@ def test_a_build_killed_again_and_again_ends_as_if_undisturbed(whole, vectors, t
         assert path.read_bytes() == (tmp_path / "index" / path.name).read_bytes(), path.name
 
 
-def test_an_index_survives_being_killed_while_it_changes(whole, copy):
+@pytest.mark.parametrize("task", ["change", "write anew"])
+def test_an_index_survives_being_killed_while_it_changes(whole, copy, task):
     rng = np.random.default_rng(1)
     before = plaid.open(whole).decoded.vectors_TH
     for _ in range(3):
-        assert killed("change", copy, rng.uniform(0.05, 0.5))
+        assert killed(task, copy, rng.uniform(0.05, 0.5))
         store.verify(copy)
         index = plaid.open(copy)
         assert index.ids[:PASSAGES] == names(PASSAGES)
@@ -307,8 +309,9 @@ def test_readers_go_on_while_another_process_adds(copy):
     assert plaid.open(copy).ids == [*names(PASSAGES)[1:], "new"]
 
 
-def test_an_index_can_be_opened_at_any_moment_while_another_process_changes_it(copy):
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, "change", str(copy)], stdout=subprocess.PIPE)
+@pytest.mark.parametrize("task", ["change", "write anew"])
+def test_an_index_can_be_opened_at_any_moment_while_another_process_changes_it(copy, task):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, task, str(copy)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"begin\n"
     seen, patience = [], time.monotonic() + 60
     while len(seen) < 150 or (len(set(seen)) < 2 and time.monotonic() < patience):

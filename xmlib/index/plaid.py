@@ -220,7 +220,7 @@ class PlaidIndex:
                 gone.append(at + item.gone_N)
                 at += len(item)
             else:
-                arrays = packed(item, self.codec, self.stored.settings["lists"])
+                arrays = packed(item, self.codec, self.stored.settings.get("lists"))
                 written |= {_named(name, new): array for name, array in arrays.items()}
                 numbers.append(new)
                 new += 1
