@@ -90,7 +90,7 @@ def test_foreign_newer_and_other_folders_are_named(tmp_path):
     with pytest.raises(IndexFolderError, match="expected an index of kind 'plaid', found 'test'"):
         store.open(folder, "plaid")
     rewrite_meta(folder, version=store.VERSION + 1)
-    with pytest.raises(IndexFolderError, match=f"format version {store.VERSION + 1} is newer than {store.VERSION}"):
+    with pytest.raises(IndexFolderError, match="format version 3 is newer than 2"):
         store.open(folder, "test")
     rewrite_meta(folder, version=store.VERSION, settings={"n_bits": 4})
     with pytest.raises(IndexFolderError, match=r"meta\.json is damaged: expected the sha256"):

@@ -148,9 +148,9 @@ class PlaidIndex:
         if self.rescores:
             position_N = np.sort(position_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
             score_N = np.empty(len(position_N), np.float32)
-            q_LH = tables.q_LH * self.stored.arrays["fine_scales"]
+            query = kernels.paired_query(tables.q_LH * self.stored.arrays["fine_scales"])
             for i, own in enumerate(_between(position_N, self._starts)):
-                self.segments[i].rescore(q_LH, position_N[own] - self._starts[i], score_N[own], spread)
+                self.segments[i].rescore(query, position_N[own] - self._starts[i], score_N[own], spread)
         self._spare.append(tables)
 
         best = np.argsort(-score_N, kind="stable")[:k]
@@ -273,9 +273,12 @@ def _on_this(work: Callable[[slice], None], n: int) -> None:
 
 
 def _on_all(pool: ThreadPoolExecutor, n_parts: int, work: Callable[[slice], None], n: int) -> None:
-    """In parts, each on a thread of the pool."""
-    parts = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
-    list(pool.map(work, parts))
+    """In parts: the first on this thread, which would only wait, the others on threads of the pool."""
+    first, *others = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
+    under_way = [pool.submit(work, part) for part in others]
+    work(first)
+    for part in under_way:
+        part.result()
 
 
 def build(

@@ -149,9 +149,10 @@ class Segment:
 
         spread(rerank, len(at_N))
 
-    def rescore(self, q_LH: np.ndarray, position_N: np.ndarray, score_N: np.ndarray, spread: Spread) -> None:
-        """The third stage, from the side file; q_LH carries the scale of each dimension."""
-        query = kernels.paired_query(q_LH)
+    def rescore(
+        self, query: tuple[np.ndarray, np.float32], position_N: np.ndarray, score_N: np.ndarray, spread: Spread
+    ) -> None:
+        """The third stage, from the side file; the query, of `kernels.paired_query`, carries each dimension's scale."""
 
         def rescore(part: slice) -> None:
             kernels.rescore(position_N[part], self.offsets_B1, self.fine_TH, *query, score_N[part])
@@ -160,6 +161,7 @@ class Segment:
 
     def unpack(self) -> None:
         """Do now what would be done on the first search, before there are threads."""
+        self.codec.paired_centroids  # noqa: B018
         if self.lists is None:
             self._everything, self._gains_T  # noqa: B018
 
