@@ -1,11 +1,13 @@
 """The small checkpoints: of the architecture of their row, trained as ColBERT-XM is, made once and late."""
 
+import time
+
 import pytest
 from transformers import AutoConfig
 
 from tests import test_pipeline
 from tests.test_pipeline import mrr, toy_collection
-from xmlib import baselines, pipeline
+from xmlib import baselines, pipeline, processes
 from xmlib.baselines import Systems
 from xmlib.systems import PAPER
 
@@ -28,9 +30,9 @@ def test_a_row_is_made_when_it_is_asked_for_and_no_other(train):
     assert list(rows) == list(PAPER) and len(rows) == len(PAPER)
     assert rows["BM25"].model is None and not models()
     row = rows["mMiniLM-L6"]
-    assert models() == ["classifier", "xlm-r", "xmod"] and "XLM-R of 1 x 16" in row.made
+    assert models() == ["classifier", "vocabulary", "xlm-r"] and "XLM-R of 1 x 16" in row.made
     assert AutoConfig.from_pretrained(row.model).architectures == ["XLMRobertaForSequenceClassification"]
-    assert train.systems["mMiniLM-L6"].model == row.model and models() == ["classifier", "xlm-r", "xmod"]
+    assert train.systems["mMiniLM-L6"].model == row.model and models() == ["classifier", "vocabulary", "xlm-r"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,26 @@ def test_every_row_has_the_architecture_and_the_recipe_of_its_own(train, name, a
     assert recipe.items() <= row.settings.items()
     assert row.settings.get("query_prefix", "") == PAPER[name].settings.get("query_prefix", "")
     assert 0 <= mrr(row, toy_collection("sw")) <= 1
+
+
+def test_rows_that_do_without_the_x_mod_are_made_while_it_trains(train, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "shared", lambda: True)
+    with train.systems.beside_encoder():
+        deadline = time.time() + 120
+        while "mono-t5" not in models() and time.time() < deadline:
+            time.sleep(0.1)
+        assert "xmod" not in models()
+        _ = train.encoder
+    assert "made beside it: mT5-base" in capsys.readouterr().out
+    assert {"xmod", "xlm-r", "mt5", "mono-t5"} <= set(models()) and "mT5-base" in train.systems.built()
+    made = models()
+    assert train.systems.make_until_encoder(["mMiniLM-L6"]) == [] and models() == made  # it is there already
+
+
+def test_nothing_is_made_beside_the_x_mod_on_one_core(train, monkeypatch):
+    monkeypatch.setattr(processes, "shared", lambda: False)
+    with train.systems.beside_encoder():
+        assert not models()
 
 
 def test_a_single_vector_baseline_learns_english(train):

@@ -1,6 +1,7 @@
 """The centroid index: against exact search, bytes against the paper's formula, adding and removing, cut-off builds."""
 
 import itertools
+import multiprocessing
 import os
 import resource
 import shutil
@@ -288,6 +289,24 @@ def test_threads_change_nothing(case, rescoring):
     alone = rescoring.search(q_ASH, q_mask_AS, 10, threads=1)
     for ours, theirs in zip(rescoring.search(q_ASH, q_mask_AS, 10, threads=3), alone, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own(case, index):
+    _, q_ASH, q_mask_AS = case
+    ours = index.search(q_ASH[:1], q_mask_AS[:1], 10, threads=2)  # whose threads stay in this process
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: send.send(index.search(q_ASH[:1], q_mask_AS[:1], 10, threads=2)))
+    child.start()
+    try:
+        assert receive.poll(60), "the search of the forked process waits for threads that it does not have"
+        for mine, theirs in zip(ours, receive.recv(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    finally:
+        child.kill()
+        child.join()
 
 
 @pytest.mark.parametrize("kind", ["index", "listed", "rescoring"])

@@ -27,6 +27,14 @@ def test_what_runs_beside_is_waited_for():
     assert future.result() == 1024
 
 
+def test_no_library_takes_more_than_one_thread_of_a_core_that_is_shared():
+    ask = "from threadpoolctl import threadpool_info as info; from xmlib.processes import each\n"
+    ask += "print({pool['num_threads'] for pools in each(info, [()] * 2, 'a', 'b', processes=2) for pool in pools})"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    found = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "{1}\n"  # else NumPy's products take every core in each process
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks for processes in /proc")
 def test_no_process_outlives_a_parent_that_was_killed():
     sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'a', 'b', processes=2)"

@@ -9,6 +9,7 @@ what they reach. In the paper mT5, mMiniLM and mColBERT saw labels in 9 language
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from xmlib.crossencoders import Classifier, CrossEncoder, MonoT5, MonoXM
 from xmlib.data.triples import Triples
 from xmlib.models import BiEncoder, Colbert, Plain
 from xmlib.paths import RUNS
-from xmlib.pipeline import CHECKPOINT, Shape, Training, device, finish, identity_of, identity_of_examples
+from xmlib.pipeline import CHECKPOINT, Shape, Training, device, digest, finish, identity_of, identity_of_examples
 from xmlib.stages import fingerprint, is_built, stage
 from xmlib.systems import PAPER, System
 from xmlib.tokens import concatenate
@@ -70,8 +71,36 @@ class Systems(Mapping[str, System]):
         if missing:
             _ = self.train.examples, self.train.encoder  # what they stand on
             missing.sort(key="mono-XM".__ne__)  # not on the XLM-R, as all others of the demo: made beside it
-            alone = Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
-            processes.each(alone.__getitem__, [(name,) for name in missing], "make checkpoints", "model")
+            processes.each(self._silent().__getitem__, [(name,) for name in missing], "make checkpoints", "model")
+
+    @contextmanager
+    def beside_encoder(self) -> Iterator[None]:
+        """While the `with` block makes the X-MOD: make rows that do without it on another core, one after the other.
+
+        The end of the block waits for the row that is being made. With one core, or a GPU, nothing happens beside it.
+        """
+        have = self.built()
+        missing = [name for name in self if name not in have and not PAPER[name].kind.endswith("-xm")]
+        if not missing or not processes.shared() or is_built(lambda: self.train.encoder):
+            yield
+            return
+        with processes.beside(self._silent().make_until_encoder, missing) as made:
+            yield
+        if made.result():
+            print(f"made beside it: {', '.join(made.result())}")
+
+    def make_until_encoder(self, names: Sequence[str]) -> list[str]:
+        """Make these rows, until the X-MOD is there. Returns those that were made."""
+        made = []
+        for name in names:
+            if is_built(lambda: self.train.encoder):
+                break
+            made.append(self[name].name)
+        return made
+
+    def _silent(self) -> "Systems":
+        """For other processes."""
+        return Systems(replace(self.train, progress=False), self.checkpoints, self.depth)
 
 
 def is_made_here(train: Training, row: System) -> bool:
@@ -85,7 +114,7 @@ def encoder(train: Training) -> Path:
     recipe = Recipe(max(1, train.pretrain_steps // 3), train.pretrain_batch, train.pretrain_rate, seed=train.seed)
 
     def build(folder: Path) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(train.encoder)
+        tokenizer = AutoTokenizer.from_pretrained(train.tokenizer)
         torch.manual_seed(recipe.seed)
         config = XLMRobertaConfig(
             vocab_size=len(tokenizer),
@@ -106,8 +135,9 @@ def encoder(train: Training) -> Path:
         finish(pretrain(model, tokenizer, train.texts, recipe, folder / CHECKPOINT, train.progress), folder)
         pretraining.save(model, tokenizer, folder)
 
-    inputs = {"text": fingerprint(train.encoder), "width": width, "layers": train.layers, "recipe": identity_of(recipe)}
-    return stage(RUNS / "models", "xlm-r", 1, inputs, build)
+    inputs = {"texts": digest(train.texts), "tokenizer": fingerprint(train.tokenizer), "width": width}
+    inputs |= {"layers": train.layers, "recipe": identity_of(recipe)}
+    return stage(RUNS / "models", "xlm-r", 2, inputs, build)  # 2: does not stand on the X-MOD
 
 
 def pretrain(

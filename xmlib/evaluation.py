@@ -48,8 +48,9 @@ class Run:
     ) -> "Run":
         """From what an index returns: positions in `pids`, -1 where there was nothing more to find."""
         rankings = {}
+        found = {i: pids[i] for i in np.unique(positions_Ak).tolist() if i >= 0}  # ids may have to be read and decoded
         for qid, score_k, position_k in zip(qids, scores_Ak.tolist(), positions_Ak.tolist(), strict=True):
-            rankings[qid] = {pids[i]: score for score, i in zip(score_k, position_k, strict=True) if i >= 0}
+            rankings[qid] = {found[i]: score for score, i in zip(score_k, position_k, strict=True) if i >= 0}
         return cls(name, rankings)
 
     def save(self, path: str | Path) -> None:

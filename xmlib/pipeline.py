@@ -54,9 +54,9 @@ class Training:
     languages: str = "all"  # of the encoder: codes, or "all" that `text` has
     new_languages: str = "sw"  # left out of its pre-training and added afterwards; "" for none
     vocab_size: int = 8000
-    hidden: int = 128
+    hidden: int = 96
     layers: int = 2
-    heads: int = 4
+    heads: int = 3
     pretrain_steps: int = 1500
     pretrain_batch: int = 24  # texts
     pretrain_rate: float = 2e-3
@@ -155,16 +155,23 @@ class Training:
         files = _text_files(self.text)
         return {lang: pretraining.read_lines(files[lang]) for lang in langs}
 
+    @property
+    def _first_texts(self) -> dict[str, list[str]]:
+        """The `texts` of an encoder that is pre-trained here: without the new languages."""
+        return {lang: lines for lang, lines in self.texts.items() if lang not in self.added_languages}
+
+    @cached_property
+    def tokenizer(self) -> Path | str:
+        """The encoder's tokenizer: a folder, or the hub id of a checkpoint. It has not seen the new languages."""
+        return self.checkpoint or vocabulary(self._first_texts, self.vocab_size)
+
     @cached_property
     def pretrained_encoder(self) -> Path | str:
-        """The X-MOD as its pre-training left it, without the new languages: a folder, or the hub id of a checkpoint.
-
-        The vocabulary of one that is made here has not seen the new languages either.
-        """
+        """The X-MOD as its pre-training left it, without the new languages: a folder, or the hub id of a checkpoint."""
         if self.checkpoint:
             return self.checkpoint
         return pretrained(
-            {lang: lines for lang, lines in self.texts.items() if lang not in self.added_languages},
+            self._first_texts,
             Shape(self.vocab_size, self.hidden, self.layers, self.heads),
             Recipe(self.pretrain_steps, self.pretrain_batch, self.pretrain_rate, seed=self.seed),
             self.pretrain_length,
@@ -284,10 +291,21 @@ class Shape:
     """Size of an encoder that is pre-trained here. xmod-base: 250,002 · 768 · 12 · 12 · 512."""
 
     vocab_size: int = 8000
-    hidden: int = 128
+    hidden: int = 96
     layers: int = 2
-    heads: int = 4
+    heads: int = 3
     longest: int = 256  # tokens of the longest text it can ever see
+
+
+def vocabulary(texts: dict[str, Sequence[str]], size: int) -> Path:
+    """A Unigram tokenizer of `size` pieces, learnt from equally many texts of every language."""
+
+    def build(folder: Path) -> None:
+        most = TEXTS_PER_PIECE * size // len(texts)
+        lines = (line for lang in texts for line in texts[lang][:: len(texts[lang]) // most + 1])
+        pretraining.train_tokenizer(lines, size).save_pretrained(folder)
+
+    return stage(RUNS / "models", "vocabulary", 1, {"texts": digest(texts), "size": size}, build)
 
 
 def pretrained(
@@ -310,11 +328,7 @@ def pretrained(
     def build(folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        if not (folder / "tokenizer" / "tokenizer_config.json").exists():
-            most = TEXTS_PER_PIECE * shape.vocab_size // len(texts)
-            lines = (line for lang in texts for line in texts[lang][:: len(texts[lang]) // most + 1])
-            pretraining.train_tokenizer(lines, shape.vocab_size).save_pretrained(folder / "tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(vocabulary(texts, shape.vocab_size))
         model = pretraining.new_xmod(
             tokenizer, list(texts), shape.hidden, shape.layers, shape.heads, longest=shape.longest, seed=recipe.seed
         ).to(device())

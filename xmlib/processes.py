@@ -32,7 +32,7 @@ def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, proc
     As many as there are cores, unless told; one where there is a GPU. Function and tasks must be picklable.
     """
     if processes is None:
-        processes = min(cores(), MOST) if _shared() else 1
+        processes = min(cores(), MOST) if shared() else 1
     with tqdm(total=len(tasks), desc=title, unit=unit) as bar:
         if min(processes, len(tasks)) <= 1:
             results = []
@@ -48,7 +48,7 @@ def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, proc
             return [future.result() for future in futures]
 
 
-def _shared() -> bool:
+def shared() -> bool:
     """Whether work is shared between processes: there are cores, and no GPU that does it all."""
     import torch
 
@@ -57,7 +57,7 @@ def _shared() -> bool:
 
 def prepare() -> None:
     """Import in the background what the first processes will need. Returns at once; nothing breaks without it."""
-    if _shared():
+    if shared():
         _fresh()
 
 
@@ -67,7 +67,7 @@ def beside(function: Callable, *arguments) -> Iterator[Future]:
 
     On a machine with one core, or with a GPU, it runs in this process, before the block.
     """
-    if not _shared():
+    if not shared():
         future = Future()
         future.set_result(function(*arguments))
         yield future
@@ -130,9 +130,11 @@ def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     os.environ.update(environment)  # as it is now; the server has that of when it was started
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     import torch
+    from threadpoolctl import threadpool_limits
 
-    os.environ["OMP_NUM_THREADS"] = "1"  # for search; PyTorch is loaded already
+    os.environ["OMP_NUM_THREADS"] = "1"  # for search; what follows is loaded already
     torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's matrix products
     sys.stdout = sys.stderr = open(os.devnull, "w")
 
 

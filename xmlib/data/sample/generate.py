@@ -41,16 +41,22 @@ def _by_territory() -> dict[str, list[Fact]]:
     return grouped
 
 
+@cache
+def _topics(territory: str) -> dict[str, list[tuple[Fact, int]]]:
+    """Topic -> its facts of a territory, each with the variant of its sentence."""
+    topics = {}
+    for fact in _by_territory()[territory]:
+        topics.setdefault(fact.topic, []).append((fact, choose(3, "sentence", fact.id)))
+    return topics
+
+
 def _plan(scale: int) -> Iterator[tuple[str, list[tuple[Fact, int]]]]:
-    """pid -> its facts, each with the variant of its sentence. From scale 2 on, facts of several topics are mixed."""
+    """pid -> its facts and variants. From scale 2 on, there are passages that mix facts of several topics."""
     for territory, known in _by_territory().items():
-        topics = {}
-        for fact in known:
-            topics.setdefault(fact.topic, []).append(fact)
-        told = set()
+        topics = _topics(territory)
         for topic, group in topics.items():
-            pid = f"{territory}-{topic}"
-            yield pid, [(fact, choose(3, "sentence", fact.id)) for fact in group]
+            yield f"{territory}-{topic}", group
+        told = set()
         leads = [fact for fact in known if fact.kind in LEADS]
         follows = [fact for fact in known if fact.kind not in LEADS]
         number = attempt = 0
@@ -82,11 +88,17 @@ def passages(lang: str, scale: int = 1) -> Iterator[tuple[str, str]]:
         yield pid, gap.join(sentences)
 
 
+@cache
+def _parts(template: str) -> list[tuple]:
+    """Literal text, slot, form of the slot, as `string.Formatter` parses them."""
+    return list(Formatter().parse(template))
+
+
 def fill(template: str, slots, lang: str) -> str:
     """A template in words. `{territory:dat}` is the form "dat" of a name, as `forms` in the wording file gives it."""
     say, values = wording(lang), dict(slots)
     text = ""
-    for literal, slot, form, _ in Formatter().parse(template):
+    for literal, slot, form, _ in _parts(template):
         text += literal
         if slot is not None:
             words = render(values[slot], lang, say.get("names", {}))
