@@ -393,10 +393,10 @@ def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
         text = dict(textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
         ax.annotate(system, (x, 100 * value), **place, **text)
     ax.set_xscale("log")
-    ax.xaxis.set_minor_formatter(lambda x, position: "")
     ax.margins(x=0.22, y=0.28)
+    _factors(ax, looks.energy)
     first = block.iloc[0]
-    ax.set_xlabel("kWh (each step is a factor of 10)")
+    ax.set_xlabel("energy (equal steps are equal factors)")
     ax.set_ylabel(f"{metric_name(first['metric'])} × 100, average\n{NOT_FROM_ZERO}", fontsize=8)
     ax.set_title(title)
 
@@ -498,13 +498,13 @@ def draw_engine_bytes(path: Path) -> list[Path]:
     return save_pair(fig, path)
 
 
-def _factors(ax) -> None:
+def _factors(ax, words: Callable[[float], str] = "{:g}".format) -> None:
     """A logarithmic axis with plain numbers at 1, 2, 5, 10, …; fewer over many powers of ten, more within one."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 5 * low else (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
     ax.xaxis.set_major_locator(LogLocator(subs=subs))
-    ax.xaxis.set_major_formatter(lambda x, position: f"{x:g}")
+    ax.xaxis.set_major_formatter(lambda x, position: words(x))
     ax.xaxis.set_minor_formatter(lambda x, position: "")
 
 
