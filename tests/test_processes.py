@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from xmlib import processes
 
@@ -19,6 +20,33 @@ def test_results_come_in_the_order_of_the_tasks():
 def test_an_error_comes_back_from_another_process():
     with pytest.raises(ZeroDivisionError):
         processes.each(divmod, [(1, 1), (1, 0), (2, 1)], "divide", "quotient", processes=2)
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_this_process_works_too_and_is_afterwards_as_it_was(three_threads, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    found = processes.each(_tell, [(number,) for number in range(4)], "tell", "number", processes=2)
+    assert [number for number, *_ in found] == [0, 1, 2, 3]
+    assert {about for _, about, _ in found} == {(1, "1", 2)}
+    assert os.getpid() in {pid for *_, pid in found}
+    assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], processes.sharing) == (3, "7", 1)
+    assert torch.rand(1) == expected and "said" not in capfd.readouterr().out
+
+
+def _tell(number: int) -> tuple:
+    print("said")
+    torch.rand(2)
+    return number, (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], processes.sharing), os.getpid()
 
 
 def test_what_runs_beside_is_waited_for():
@@ -37,7 +65,7 @@ def test_no_library_takes_more_than_one_thread_of_a_core_that_is_shared():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks for processes in /proc")
 def test_no_process_outlives_a_parent_that_was_killed():
-    sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 2, 'a', 'b', processes=2)"
+    sleepers = "import time; from xmlib.processes import each; each(time.sleep, [(60,)] * 3, 'a', 'b', processes=3)"
     parent = subprocess.Popen([sys.executable, "-c", sleepers], stderr=subprocess.DEVNULL)
     deadline = time.time() + 90
     while len(workers := _workers(parent.pid)) < 2 and time.time() < deadline:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing.context import BaseContext
 
 from tqdm import tqdm
@@ -29,23 +29,37 @@ def cores() -> int:
 def each(function: Callable, tasks: Sequence[tuple], title: str, unit: str, processes: int | None = None) -> list:
     """`[function(*task) for task in tasks]`, by `processes` side by side with one thread each.
 
-    As many as there are cores, unless told; one where there is a GPU. Function and tasks must be picklable.
+    As many as there are cores, unless told; one where there is a GPU. Function and tasks must be picklable. This
+    process is one of them: it begins at once, with the last task, the others with the first as soon as they are there.
     """
     if processes is None:
         processes = min(cores(), MOST) if shared() else 1
+    processes = min(processes, len(tasks))
     with tqdm(total=len(tasks), desc=title, unit=unit) as bar:
-        if min(processes, len(tasks)) <= 1:
+        if processes <= 1:
             results = []
             for task in tasks:
                 results.append(function(*task))
                 bar.update()
             return results
-        with _pool(processes, sharing=min(processes, len(tasks))) as pool:
+        with _pool(processes - 1, sharing=processes) as pool, _like_them(processes):
             futures = [pool.submit(function, *task) for task in tasks]
-            for done in as_completed(futures):
-                done.result()  # raises what went wrong, as soon as it did
-                bar.update()
+            for number in reversed(range(len(tasks))):
+                if futures[number].cancel():  # none of them has begun with it
+                    futures[number] = Future()
+                    futures[number].set_result(function(*tasks[number]))
+                _count(futures, bar)
+            for _ in as_completed(futures):
+                _count(futures, bar)
             return [future.result() for future in futures]
+
+
+def _count(futures: Sequence[Future], bar: tqdm) -> None:
+    """Show how many are done. Raises what went wrong with one of them."""
+    done = [future for future in futures if future.done()]
+    for future in done:
+        future.result()
+    bar.update(len(done) - bar.n)
 
 
 def shared() -> bool:
@@ -136,6 +150,27 @@ def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's matrix products
     sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+@contextmanager
+def _like_them(side_by_side: int) -> Iterator[None]:
+    """This process as `_begin` leaves another; then as it was, the state of PyTorch's random numbers included."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    global sharing
+    threads, told = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    sharing, os.environ["OMP_NUM_THREADS"] = side_by_side, "1"
+    torch.set_num_threads(1)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            with threadpool_limits(1), torch.random.fork_rng(devices=[]):
+                yield
+    finally:
+        sharing = 1
+        torch.set_num_threads(threads)
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
 
 
 def _outlive_nobody() -> None:
