@@ -136,40 +136,42 @@ def _fresh() -> BaseContext:
 
 def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
-    global sharing
-    sharing = side_by_side
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)  # as it is now; the server has that of when it was started
     threading.Thread(target=_outlive_nobody, daemon=True).start()
+    _take_one_thread(side_by_side)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def _take_one_thread(side_by_side: int):
+    """For a process that is one of so many. Returns what gives NumPy's matrix products their threads back."""
     import torch
     from threadpoolctl import threadpool_limits
 
+    global sharing
+    sharing = side_by_side
     os.environ["OMP_NUM_THREADS"] = "1"  # for search; what follows is loaded already
     torch.set_num_threads(1)
-    threadpool_limits(1)  # NumPy's matrix products
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    return threadpool_limits(1)
 
 
 @contextmanager
 def _like_them(side_by_side: int) -> Iterator[None]:
     """This process as `_begin` leaves another; then as it was, the state of PyTorch's random numbers included."""
     import torch
-    from threadpoolctl import threadpool_limits
 
     global sharing
-    threads, told = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    sharing, os.environ["OMP_NUM_THREADS"] = side_by_side, "1"
-    torch.set_num_threads(1)
+    before, threads, told = sharing, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            with threadpool_limits(1), torch.random.fork_rng(devices=[]):
+            with _take_one_thread(side_by_side), torch.random.fork_rng(devices=[]):
                 yield
     finally:
-        sharing = 1
+        sharing = before
         torch.set_num_threads(threads)
-        os.environ.pop("OMP_NUM_THREADS")
+        os.environ.pop("OMP_NUM_THREADS", None)
         os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
 
 
