@@ -21,6 +21,7 @@ from transformers import XmodModel
 
 from benchmarks import common
 from xmlib import scoring, xmod
+from xmlib.models import compute_dtype
 
 QUERY = 32  # tokens, [M] included
 DIM = 128  # of a token vector
@@ -124,9 +125,9 @@ def encoders(model: XmodModel, options: argparse.Namespace) -> dict:
     if peer := common.sentence_transformer(model):
         systems["sentence-transformers float32"] = torch.no_grad()(peer)
     systems["xmlib float32"] = packed(model)
-    systems["xmlib int8"] = packed(xmod.lowered(model, "int8"))
-    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
-        systems["xmlib bfloat16"] = packed(xmod.lowered(model, "bfloat16"))
+    systems["xmlib int8"] = packed(xmod.in_int8(model))
+    if compute_dtype("cpu") == torch.bfloat16:
+        systems["xmlib bfloat16"] = packed(model, torch.bfloat16)
     return systems
 
 

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="collections; questions come from the first")
     parser.add_argument("--lang", default="en")
     parser.add_argument("--split", default="test", help="of the first collection; of the others only passages are used")
+    parser.add_argument("--length", type=int, help="tokens of a passage, at most; the model's own if none is given")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RUNS / "vectors.npz")
     args = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     texts = list(asked.passages.texts)
     for source in args.data[1:]:
         texts += sources.open_collection(source, args.lang).passages.texts
-    model = ColbertXM.open(args.model)
+    model = ColbertXM.open(args.model, **({"passage_length": args.length} if args.length else {}))
     parts = []
     for start in range(0, len(texts), CHUNK):
         parts.append(model.encode_passages(texts[start : start + CHUNK], args.lang))

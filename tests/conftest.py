@@ -12,6 +12,7 @@ def pytest_configure(config):
     config.xmlib_folder = tempfile.mkdtemp(prefix="xmlib-tests-")
     for name in ("DATA", "RUNS", "FIGURES"):
         os.environ[f"XMLIB_{name}"] = os.path.join(config.xmlib_folder, name.lower())
+    os.environ["XMLIB_PRECISION"] = "float32"  # so that equal means equal on every machine
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
 
 

@@ -113,7 +113,7 @@ def test_bfloat16_keeps_the_ranking(colbert, monkeypatch):
     texts = [f"the {a} {b} is {c} ." for a in ("red", "old", "blue") for b in ("mill", "bank") for c in ("north", "a")]
     q_ASH, _ = colbert.encode_queries(texts, "en")
     full = colbert.encode_passages(texts, "en")
-    monkeypatch.setattr("xmlib.models.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setenv("XMLIB_PRECISION", "bfloat16")
     half_q_ASH, _ = colbert.encode_queries(texts, "en")
     half = colbert.encode_passages(texts, "en")
     assert not np.array_equal(half_q_ASH, q_ASH)
@@ -125,25 +125,32 @@ def test_bfloat16_keeps_the_ranking(colbert, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [ColbertXM, DprXM])
-@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_a_lowered_twin_encodes_nearly_the_same_and_leaves_the_model_as_it_is(kind, precision):
+@pytest.mark.parametrize("around", ["float32", "bfloat16"])
+def test_a_twin_in_int8_encodes_nearly_the_same_and_leaves_the_model_as_it_is(kind, around, monkeypatch):
+    monkeypatch.setenv("XMLIB_PRECISION", around)
     model = toys.model(kind, layout=LAYOUT)
     vectors = [getattr(m.encode_passages(TEXTS, "sw"), "vectors_TH", m.encode_passages(TEXTS, "sw")) for m in
-               (model, model.lowered(precision), model)]  # fmt: skip
+               (model, model.in_int8(), model)]  # fmt: skip
     before, lowered, after = (np.asarray(v, dtype=np.float32) for v in vectors)
     assert (before * lowered).sum(1).min() > 0.99
     assert not np.array_equal(before, lowered) and np.array_equal(before, after)
 
 
-def test_the_cpu_computes_in_bfloat16_only_where_it_has_units_for_it(monkeypatch):
-    for amx, avx, expected in (
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-        (False, False, torch.float32),
+def test_the_cpu_computes_in_bfloat16_where_it_has_units_for_it_or_was_told_to(monkeypatch):
+    for amx, avx, told, expected in (
+        (True, False, "", torch.bfloat16),
+        (False, True, "", torch.bfloat16),
+        (False, False, "", torch.float32),
+        (True, True, "float32", torch.float32),
+        (False, False, "bfloat16", torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setenv("XMLIB_PRECISION", told)
         assert compute_dtype("cpu") == expected
+    monkeypatch.setenv("XMLIB_PRECISION", "half")
+    with pytest.raises(ValueError, match="XMLIB_PRECISION is 'half'; have: float32, bfloat16"):
+        compute_dtype("cpu")
 
 
 def test_maxsim_of_padded_and_of_packed_vectors_agree(colbert):

@@ -177,25 +177,65 @@ def test_wanted_rows_alone_are_what_they_are_among_all_with_the_same_gradients(p
         assert difference <= 1e-4 * scale + 1e-6, name
 
 
-def test_lowered_products_stay_near_float32_and_leave_the_model_as_it_is():
+def test_products_of_fewer_bits_stay_near_float32_and_leave_the_model_as_it_is():
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lengths, langs = [9, 4, 17], ["en_XX", "sw_KE", "ar_AR"]
     ids = torch.cat(texts_of(lengths))
     with torch.no_grad():
         expected = xmod.encode(model, ids, lengths, langs)
-        for precision in ("bfloat16", "int8"):
-            found = xmod.encode(xmod.lowered(model, precision), ids, lengths, langs).float()
-            cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = {"bfloat16": xmod.encode(model, ids, lengths, langs)}
+        found["int8"] = xmod.encode(xmod.in_int8(model), ids, lengths, langs)
+        for precision, hidden_TH in found.items():
+            cosine = torch.nn.functional.cosine_similarity(hidden_TH.float(), expected, dim=-1)
             assert cosine.min() > 0.99, precision
-            assert not torch.equal(found, expected)
+            assert not torch.equal(hidden_TH, expected)
         assert torch.equal(xmod.encode(model, ids, lengths, langs), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_unknown_precision_raises_with_those_there_are():
-    with pytest.raises(ValueError, match="precision is 'int4'; have: bfloat16, int8"):
-        xmod.lowered(small_model(), "int4")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_laid_out_for_onednn_give_what_plain_ones_give_whatever_is_done_to_them(monkeypatch, dtype):
+    model = small_model()
+    lengths, langs = [9, 4, 17], ["en_XX", "sw_KE", "ar_AR"]
+    ids = torch.cat(texts_of(lengths))
+    shared, adapter = model.encoder.layer[0].output.dense, model.encoder.layer[1].output.adapter_modules["sw_KE"].dense1
+
+    @torch.no_grad()
+    def hidden() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return xmod.encode(model, ids, lengths, langs).float()
+
+    def change_bits() -> None:
+        with torch.no_grad():
+            shared.weight.mul_(-1)
+
+    def change_bias() -> None:
+        with torch.no_grad():
+            adapter.bias.add_(1)
+
+    def change_tensor() -> None:
+        adapter.weight.data = -adapter.weight.data
+
+    def train() -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        xmod.encode(model, ids, lengths, langs).square().sum().backward()
+        optimizer.step()
+
+    seen = []
+    for change in (lambda: None, change_bits, change_bias, change_tensor, train):
+        change()
+        laid_out = hidden()
+        with monkeypatch.context() as patch:
+            patch.setattr(xmod, "_lays_out", lambda _: False)
+            torch.testing.assert_close(
+                laid_out,
+                hidden(),
+                **({"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}),
+            )
+        assert not any(torch.equal(laid_out, before) for before in seen)
+        seen.append(laid_out)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -54,8 +54,8 @@ class System:
     adapters: str | None = None  # the language whose adapters all text is routed through; None: its own
     engine: str = "plaid"
     depth: int = 1000  # results of BM25 that a cross-encoder re-ranks
-    # Arguments with which the class of this kind opens the checkpoint. "precision" makes a retriever over X-MOD encode
-    # with "int8" or "bfloat16" on a CPU: `Modular.lowered`.
+    # Arguments with which the class of this kind opens the checkpoint; with "int8": true a retriever over X-MOD encodes
+    # in bytes, on a CPU: `Modular.in_int8`.
     settings: dict = field(default_factory=dict)
     made: str = ""  # how the checkpoint was made, if that was here and in miniature; empty for a published one
 
@@ -272,9 +272,9 @@ def _open(kind: str, checkpoint: Path | str, settings: tuple):
     classes = crossencoders.KINDS | {cls.kind: cls for cls in retrievers}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = dict(settings)
-    precision = settings.pop("precision", None)
+    int8 = settings.pop("int8", False)
     model = classes[kind].open(checkpoint, **settings).to(device)
-    return model.lowered(precision) if precision else model
+    return model.in_int8() if int8 else model
 
 
 @lru_cache

@@ -150,6 +150,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         self.optimizer.step()
+        torch.autograd.graph.increment_version(self.trained.values())  # which a fused step leaves as they were
         self.optimizer.zero_grad(set_to_none=True)
         if device.type == "cpu":
             return total, None

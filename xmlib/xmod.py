@@ -8,6 +8,9 @@ that an adapter is applied to one slice. Only attention sees sequences: it gathe
 The functions work on the parameters of a stock `XmodModel`, which stays the thing that is trained, saved and loaded.
 The language of every text is an argument. Nothing here guesses it, and `config.default_language` is never consulted.
 
+Without gradients on a CPU, matrix products take the weights as oneDNN wants them laid out: made when a weight is first
+used, kept as long as it stays as it is, of each as many bits as autocast asks for.
+
 Axes:  T tokens of the stream · B sequences · N sequences of one attention bucket · L their padded length · H hidden
 """
 
@@ -16,14 +19,18 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import XmodModel
+from transformers.activations import GELUActivation
 from transformers.models.xmod.modeling_xmod import XmodAdapter
 
 from xmlib.languages import adapter_name, adapter_of
 
+SHOWN = 8  # numbers of a weight by which a change is seen
 PADDED = 0.75  # sequences attend together if the shortest has at least this share of the longest's tokens
 
 
@@ -179,20 +186,17 @@ def sent(rows: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return rows.to(device, non_blocking=True)
 
 
-def lowered(model: XmodModel, precision: str) -> XmodModel:
-    """A copy for inference on a CPU whose matrix products run in `precision`: "bfloat16" or "int8". Goes into `encode`.
+def in_int8(model: XmodModel) -> XmodModel:
+    """A copy for inference on a CPU whose matrix products run in bytes. Goes into `encode`.
 
-    All but the weights of linear maps is shared with `model`, which stays as it is. bfloat16 pays where there are units
-    for it (AMX, AVX512-BF16), int8 where there are none. int8 rounds the weights once, with a scale per output channel,
-    and the inputs of every call to 7 bits, because AVX2's products of full bytes can overflow.
+    All but the weights of linear maps is shared with `model`, which stays as it is. The weights are rounded once, with
+    a scale per output channel, the inputs of every call with one scale: to 7 bits on a CPU whose products of full bytes
+    can overflow (without VNNI).
     """
-    maps = {"bfloat16": _Bfloat16Linear, "int8": _Int8Linear}
-    if precision not in maps:
-        raise ValueError(f"precision is {precision!r}; have: {', '.join(maps)}")
 
     def convert(module: torch.nn.Module) -> torch.nn.Module:
         if isinstance(module, torch.nn.Linear):
-            return maps[precision](module)
+            return _Int8Linear(module)
         twin = copy.copy(module)
         twin._modules = {name: convert(child) for name, child in module._modules.items() if child is not None}
         return twin
@@ -262,12 +266,13 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -
     spans = packing.kept_spans if is_last else packing.spans
     if is_last and packing.kept_K is not None:
         x_TH, mixed_TH = x_TH[packing.kept_K], mixed_TH[packing.kept_K]
-    x_TH = _add(attention.dropout(attention.dense(mixed_TH)), x_TH)
+    x_TH = _add(attention.dropout(_map(attention.dense, mixed_TH)), x_TH)
     if not layer.pre_norm:
         x_TH = attention.LayerNorm(x_TH)
 
     inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
-    x_TH = _add(output.dropout(output.dense(layer.intermediate(inner_TH))), x_TH)
+    inner_TH = _map(layer.intermediate.dense, inner_TH, layer.intermediate.intermediate_act_fn)
+    x_TH = _add(output.dropout(_map(output.dense, inner_TH)), x_TH)
 
     residual_TH = x_TH
     if output.adapter_layer_norm is not None:
@@ -287,11 +292,15 @@ def _add(y_TH: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
 
 def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> torch.Tensor:
     """Each span of the stream through the adapter of its language. Returns (T, H)."""
+
+    def one(adapter: XmodAdapter, x_SH: torch.Tensor) -> torch.Tensor:
+        return _map(adapter.dense2, _map(adapter.dense1, x_SH, adapter.adapter_act_fn))
+
     if len(spans) == 1:
-        return adapters[spans[0][0]](x_TH)
+        return one(adapters[spans[0][0]], x_TH)
     # Without gradients there is no graph to keep small; autocast casts what `_GroupedLinear` would not.
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(x_TH.device.type):
-        return torch.cat([adapters[name](x_TH[first:last]) for name, first, last in spans])
+        return torch.cat([one(adapters[name], x_TH[first:last]) for name, first, last in spans])
     used = [adapters[name] for name, _, _ in spans]
     rows = [slice(first, last) for _, first, last in spans]
     inner_TD = _GroupedLinear.apply(x_TH, rows, *(p for a in used for p in (a.dense1.weight, a.dense1.bias)))
@@ -312,7 +321,7 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         qkv_PH = qkv_TH if packing.rows_P is None else _Spread.apply(qkv_TH, packing)
         parts = qkv_PH.unflatten(1, (3, -1)).unbind(1)
     else:
-        parts = [p(x_TH) for p in three]
+        parts = [_map(p, x_TH) for p in three]
         if _ragged(parts[0], dropout, packing):
             return _attend_ragged(*(part_TH.view(-1, heads, width) for part_TH in parts), packing, attention.scaling)
         if packing.rows_P is not None:
@@ -323,7 +332,7 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         N, L = bucket.shape
         q, k, v = (y_PH.view(N, L, heads, width).transpose(1, 2) for y_PH in qkv)
         mask = None if bucket.keys_NL is None else bucket.keys_NL[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attention.scaling)
+        y = _mixed(q, k, v, mask, dropout, attention.scaling)
         mixed.append(y.transpose(1, 2).reshape(N * L, heads * width))
     y_PH = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return y_PH if packing.rows_P is None else _Collect.apply(y_PH, packing)
@@ -340,6 +349,66 @@ def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
 
     starts, longest = packing.starts_B1, packing.longest
     return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale).flatten(1)
+
+
+def _mixed(q, k, v, mask: torch.Tensor | None, dropout: float, scale: float) -> torch.Tensor:
+    """Attention of (N, heads, L, width), with `mask` for (N, 1, 1, L). Returns the same shape."""
+    if q.is_cuda or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    # On a CPU PyTorch's own takes twice as long in 16 bits as its products of batches do.
+    shape = q.shape
+    q, k, v = (part.reshape(-1, *shape[2:]) for part in (q, k, v))
+    bias = q.new_zeros(1)
+    if mask is not None:
+        bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        bias = bias.expand(-1, shape[1], -1, -1).flatten(0, 1)
+    weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+    return torch.bmm(weights, v).view(shape)
+
+
+_LAID_OUT = WeakTensorKeyDictionary()  # weight -> what it was when it was laid out, {dtype: (weight, bias) for oneDNN}
+
+
+def _map(linear: torch.nn.Module, x_TI: torch.Tensor, activation: torch.nn.Module | None = None) -> torch.Tensor:
+    """`activation(linear(x_TI))`. Without gradients on a CPU by oneDNN, with the weight in the order it wants."""
+    laid_out = _laid_out(linear, x_TI)
+    if laid_out is None:
+        y_TO = linear(x_TI)
+        return y_TO if activation is None else activation(y_TO)
+    weight, bias = laid_out
+    fused = isinstance(activation, GELUActivation) and activation.act is F.gelu
+    named = ("gelu", [], "none") if fused else ("none", [], "")
+    y_TO = torch.ops.mkldnn._linear_pointwise(x_TI.to(bias.dtype), weight, bias, *named)
+    return y_TO if activation is None or fused else activation(y_TO)
+
+
+def _laid_out(linear: torch.nn.Module, x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight and bias of `linear` as oneDNN takes them; None where it cannot or need not."""
+    if torch.is_grad_enabled() or x_TI.is_cuda or type(linear) is not torch.nn.Linear or not len(x_TI):
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_TI.dtype
+    weight, bias = linear.weight, linear.bias
+    if not _lays_out(dtype) or weight.is_inference():
+        return None
+    # Versions count changes, all but those of fused optimisers and through `.data`: a few of the numbers show these.
+    shown = weight.detach().view(-1)[:: max(1, weight.numel() // SHOWN)].tolist()
+    state = (weight._version, weight.data_ptr(), bias._version, bias.data_ptr(), shown)
+    before, made = _LAID_OUT.get(weight, (None, {}))
+    if before != state:
+        made = {}
+        _LAID_OUT[weight] = (state, made)
+    if dtype not in made:
+        order = torch.ops.mkldnn._reorder_linear_weight
+        made[dtype] = (order(weight.detach().to(dtype)), bias.detach().to(dtype))
+    return made[dtype]
+
+
+@lru_cache
+def _lays_out(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has oneDNN's linear map, which it keeps to itself, and this CPU the units for `dtype`."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -401,17 +470,6 @@ class _Collect(torch.autograd.Function):
         return gradient_PH.index_copy_(0, ctx.packing.slot_T, gradient_TH), None
 
 
-class _Bfloat16Linear(torch.nn.Module):
-    """A linear map whose weight is rounded once; the result stays bfloat16, sums and norms around it are float32."""
-
-    def __init__(self, linear: torch.nn.Linear):
-        super().__init__()
-        self.weight, self.bias = linear.weight.bfloat16(), linear.bias.bfloat16()
-
-    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_TI.bfloat16(), self.weight, self.bias)
-
-
 class _Int8Linear(torch.nn.Module):
     """A linear map in bytes: weights with one scale per output channel, inputs with one scale per call."""
 
@@ -428,4 +486,4 @@ class _Int8Linear(torch.nn.Module):
         self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return torch.ops.quantized.linear_dynamic(x_TI, self.packed, True)
+        return torch.ops.quantized.linear_dynamic(x_TI.float(), self.packed, not torch.cpu._is_vnni_supported())
