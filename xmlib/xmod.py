@@ -321,7 +321,7 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         qkv_PH = qkv_TH if packing.rows_P is None else _Spread.apply(qkv_TH, packing)
         parts = qkv_PH.unflatten(1, (3, -1)).unbind(1)
     else:
-        parts = [_map(p, x_TH) for p in three]
+        parts = _maps(three, x_TH)
         if _ragged(parts[0], dropout, packing):
             return _attend_ragged(*(part_TH.view(-1, heads, width) for part_TH in parts), packing, attention.scaling)
         if packing.rows_P is not None:
@@ -353,10 +353,10 @@ def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
 
 def _mixed(q, k, v, mask: torch.Tensor | None, dropout: float, scale: float) -> torch.Tensor:
     """Attention of (N, heads, L, width), with `mask` for (N, 1, 1, L). Returns the same shape."""
-    if q.is_cuda or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
+    shape = q.shape
+    if q.is_cuda or q.dtype != torch.bfloat16 or torch.is_grad_enabled() or shape[0] == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     # On a CPU PyTorch's own takes twice as long in 16 bits as its products of batches do.
-    shape = q.shape
     q, k, v = (part.reshape(-1, *shape[2:]) for part in (q, k, v))
     bias = q.new_zeros(1)
     if mask is not None:
@@ -371,35 +371,46 @@ _LAID_OUT = WeakTensorKeyDictionary()  # weight -> what it was when it was laid 
 
 def _map(linear: torch.nn.Module, x_TI: torch.Tensor, activation: torch.nn.Module | None = None) -> torch.Tensor:
     """`activation(linear(x_TI))`. Without gradients on a CPU by oneDNN, with the weight in the order it wants."""
-    laid_out = _laid_out(linear, x_TI)
-    if laid_out is None:
-        y_TO = linear(x_TI)
-        return y_TO if activation is None else activation(y_TO)
-    weight, bias = laid_out
-    fused = isinstance(activation, GELUActivation) and activation.act is F.gelu
-    named = ("gelu", [], "none") if fused else ("none", [], "")
-    y_TO = torch.ops.mkldnn._linear_pointwise(x_TI.to(bias.dtype), weight, bias, *named)
+    laid_out = _laid_out((linear,), x_TI)
+    fused = laid_out is not None and isinstance(activation, GELUActivation) and activation.act is F.gelu
+    y_TO = linear(x_TI) if laid_out is None else _product(x_TI, *laid_out, "gelu" if fused else "none")
     return y_TO if activation is None or fused else activation(y_TO)
 
 
-def _laid_out(linear: torch.nn.Module, x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weight and bias of `linear` as oneDNN takes them; None where it cannot or need not."""
-    if torch.is_grad_enabled() or x_TI.is_cuda or type(linear) is not torch.nn.Linear or not len(x_TI):
+def _maps(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> Sequence[torch.Tensor]:
+    """What each makes of the same input, all of the same width; in one product where weights are laid out."""
+    laid_out = _laid_out(linears, x_TI)
+    return (
+        [linear(x_TI) for linear in linears] if laid_out is None else _product(x_TI, *laid_out).chunk(len(linears), 1)
+    )
+
+
+def _product(x_TI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, behind: str = "none") -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_TI.to(bias.dtype), weight, bias, behind, [], "none")
+
+
+def _laid_out(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weights and biases, joined, as oneDNN takes them; None where it cannot or need not."""
+    if torch.is_grad_enabled() or x_TI.is_cuda or type(linears[0]) is not torch.nn.Linear or not len(x_TI):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_TI.dtype
-    weight, bias = linear.weight, linear.bias
-    if not _lays_out(dtype) or weight.is_inference():
+    key = linears[0].weight
+    if not _lays_out(dtype) or key.is_inference():
         return None
-    # Versions count changes, all but those of fused optimisers and through `.data`: a few of the numbers show these.
-    shown = weight.detach().view(-1)[:: max(1, weight.numel() // SHOWN)].tolist()
-    state = (weight._version, weight.data_ptr(), bias._version, bias.data_ptr(), shown)
-    before, made = _LAID_OUT.get(weight, (None, {}))
+    state = []
+    for linear in linears:
+        weight, bias = linear.weight, linear.bias
+        # Versions count changes, but those of fused optimisers and through `.data`: a few of the numbers show these.
+        shown = weight.detach().view(-1)[:: max(1, weight.numel() // SHOWN)].tolist()
+        state += [weight._version, weight.data_ptr(), bias._version, bias.data_ptr(), shown]
+    before, made = _LAID_OUT.get(key, (None, {}))
     if before != state:
         made = {}
-        _LAID_OUT[weight] = (state, made)
+        _LAID_OUT[key] = (state, made)
     if dtype not in made:
-        order = torch.ops.mkldnn._reorder_linear_weight
-        made[dtype] = (order(weight.detach().to(dtype)), bias.detach().to(dtype))
+        weight = torch.cat([linear.weight.detach().to(dtype) for linear in linears])
+        bias = torch.cat([linear.bias.detach().to(dtype) for linear in linears])
+        made[dtype] = (torch.ops.mkldnn._reorder_linear_weight(weight), bias)
     return made[dtype]
 
 
