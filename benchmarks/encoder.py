@@ -129,7 +129,7 @@ def encoders(model: XmodModel, options: argparse.Namespace) -> dict:
         systems["sentence-transformers float32"] = torch.no_grad()(peer)
     systems["xmlib float32"] = packed(model)
     systems["xmlib int8"] = packed(xmod.in_int8(model))
-    if compute_dtype("cpu") == torch.bfloat16:
+    if compute_dtype(model) == torch.bfloat16:
         systems["xmlib bfloat16"] = packed(model, torch.bfloat16)
     return systems
 

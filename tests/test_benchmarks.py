@@ -34,10 +34,11 @@ def test_the_encoders_agree_and_are_timed(tmp_path):
     rows = run("encoder", tmp_path, "--passages", "12", "--questions", "3", "--batch-tokens", "300")["rows"]
     ours = [row for row in rows if row["system"] == "xmlib float32"]
     assert [row["task"] for row in ours] == ["12 passages", "1 query"]
+    assert [row["n"] for row in ours] == [1, 10]
     for row in ours:
         assert row["largest difference"] < 1e-5
         assert row["top 10 in the same order, %"] == row["of stock's top 10, %"] == 100
-        assert row["times stock"] > 0 and row["n"] == 1
+        assert row["times stock"] > 0
 
 
 def test_both_training_steps_have_the_same_losses(tmp_path):

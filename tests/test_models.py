@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel, XmodModel
+from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel, XmodConfig, XmodModel
 
 from tests import toys
 from xmlib.models import BiEncoder, Colbert, ColbertXM, DprXM, batches, compute_dtype
@@ -136,21 +136,24 @@ def test_a_twin_in_int8_encodes_nearly_the_same_and_leaves_the_model_as_it_is(ki
     assert not np.array_equal(before, lowered) and np.array_equal(before, after)
 
 
-def test_the_cpu_computes_in_bfloat16_where_it_has_units_for_it_or_was_told_to(monkeypatch):
-    for amx, avx, told, expected in (
-        (True, False, "", torch.bfloat16),
-        (False, True, "", torch.bfloat16),
-        (False, False, "", torch.float32),
-        (True, True, "float32", torch.float32),
-        (False, False, "bfloat16", torch.bfloat16),
+def test_the_cpu_computes_in_bfloat16_where_that_pays_or_it_was_told_to(monkeypatch):
+    wide, narrow = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    wide.config, narrow.config = XmodConfig(hidden_size=768), XmodConfig(hidden_size=96)
+    for amx, avx, told, model, expected in (
+        (True, False, "", wide, torch.bfloat16),
+        (False, True, "", wide, torch.bfloat16),
+        (True, True, "", narrow, torch.float32),
+        (False, False, "", wide, torch.float32),
+        (True, True, "float32", wide, torch.float32),
+        (False, False, "bfloat16", narrow, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         monkeypatch.setenv("XMLIB_PRECISION", told)
-        assert compute_dtype("cpu") == expected
+        assert compute_dtype(model) == expected
     monkeypatch.setenv("XMLIB_PRECISION", "half")
     with pytest.raises(ValueError, match="XMLIB_PRECISION is 'half'; have: float32, bfloat16"):
-        compute_dtype("cpu")
+        compute_dtype(wide)
 
 
 def test_maxsim_of_padded_and_of_packed_vectors_agree(colbert):

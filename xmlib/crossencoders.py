@@ -101,7 +101,7 @@ class CrossEncoder:
         pairs = self.tokenize(queries, passages) if len(queries) else []
         lengths_N = np.array([len(pair["input_ids"]) for pair in pairs], dtype=np.int64)
         scores_N = np.empty(len(pairs), dtype=np.float32)
-        with computing(self.model.device):
+        with computing(self.model):
             for batch in batches(lengths_N, batch_tokens, progress):
                 scores_N[batch] = self.score_of(self.logits([pairs[i] for i in batch], lang)).cpu().numpy()
         return scores_N

@@ -43,6 +43,7 @@ from xmlib.tokens import SINGLE_VECTOR, Layout, Pieces, Tokens, stream, tokenize
 POOLING = ("mean", "max", "cls")
 SIMILARITIES = ("cosine", "dot")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WIDE = 256  # hidden size from which a CPU gains by bfloat16, whose kernels oneDNN compiles for every new shape
 METADATA = "xmlib.json"
 BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # at once, unless told: little for a cache, much for a GPU
 
@@ -134,7 +135,7 @@ class Retriever:
 
     def _compute(self):
         """The context in which texts are encoded: bfloat16 matrix products where the device is fast at them."""
-        return computing(self.device)
+        return computing(self)
 
 
 class Modular(Retriever, XmodPreTrainedModel):
@@ -629,25 +630,28 @@ def batches(lengths_B: np.ndarray, batch_tokens: int, progress: str | None = Non
             start = stop
 
 
-def compute_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """Of matrix products: bfloat16 where `device` has units for it (CUDA from Ampere on; AMX, AVX512-BF16), or float32.
+def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """Of a model's matrix products: bfloat16 where its device has units for it, else float32.
 
+    Units have GPUs from Ampere on, and CPUs with AMX or AVX512-BF16, where models narrower than WIDE stay in float32.
     The environment variable XMLIB_PRECISION decides instead where it is set, to "float32" or "bfloat16": for numbers
     that another kind of machine should repeat. ValueError if it says anything else.
     """
     asked = os.environ.get("XMLIB_PRECISION")
     if asked:
         return PRECISIONS[_one_of("XMLIB_PRECISION", asked, tuple(PRECISIONS))]
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if next(model.parameters()).is_cuda:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = fast and getattr(getattr(model, "config", None), "hidden_size", WIDE) >= WIDE
     return torch.bfloat16 if fast else torch.float32
 
 
-def computing(device: torch.device):
-    """The context of a forward pass on `device`: matrix products in `compute_dtype`."""
-    dtype = compute_dtype(device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+def computing(model: torch.nn.Module):
+    """The context of the model's forward passes: matrix products in `compute_dtype`."""
+    dtype = compute_dtype(model)
+    return torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from xmlib import losses
 from xmlib.data.triples import Triples, Tuples, batches
-from xmlib.models import Retriever, SingleVector, compute_dtype
+from xmlib.models import Retriever, SingleVector, computing
 from xmlib.scoring import inner, maxsim
 from xmlib.tokens import Tokens, concatenate
 from xmlib.xmod import sent
@@ -136,11 +136,10 @@ class Loop:
     def _launch(self, step: int) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """Do one step, on a GPU without waiting for it. Returns its loss on the host, and the event that it came."""
         recipe, device = self.recipe, next(self.model.parameters()).device
-        dtype = compute_dtype(device)
         torch.manual_seed(recipe.seed * 1_000_003 + step + 31 * _rank())  # dropout: the same after a resume
         total = torch.zeros((), device=device)
         for part in range(self.accumulate):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with computing(self.model):
                 loss = self.loss_of(step * self.accumulate + part) / self.accumulate
             loss.backward()
             total += loss.detach()
