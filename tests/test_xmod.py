@@ -195,6 +195,17 @@ def test_products_of_fewer_bits_stay_near_float32_and_leave_the_model_as_it_is()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_who_listens_to_a_map_or_put_another_in_its_place_is_not_passed_by():
+    model, ids = small_model(), torch.cat(texts_of([9]))
+    layer, seen = model.encoder.layer[0], []
+    layer.attention.self.key.register_forward_hook(lambda *_: seen.append("key"))
+    layer.output.dense = torch.nn.Sequential(layer.output.dense, torch.nn.Identity())
+    layer.output.dense[1].register_forward_hook(lambda *_: seen.append("replaced"))
+    with torch.no_grad():
+        xmod.encode(model, ids, [9], "sw")
+    assert seen == ["key", "replaced"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_laid_out_for_onednn_give_what_plain_ones_give_whatever_is_done_to_them(monkeypatch, dtype):
     model = small_model()

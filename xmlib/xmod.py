@@ -271,7 +271,8 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -
         x_TH = attention.LayerNorm(x_TH)
 
     inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
-    inner_TH = _map(layer.intermediate.dense, inner_TH, layer.intermediate.intermediate_act_fn)
+    wider = layer.intermediate
+    inner_TH = wider(inner_TH) if torch.is_grad_enabled() else _map(wider.dense, inner_TH, wider.intermediate_act_fn)
     x_TH = _add(output.dropout(_map(output.dense, inner_TH)), x_TH)
 
     residual_TH = x_TH
@@ -294,6 +295,8 @@ def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> t
     """Each span of the stream through the adapter of its language. Returns (T, H)."""
 
     def one(adapter: XmodAdapter, x_SH: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return adapter(x_SH)
         return _map(adapter.dense2, _map(adapter.dense1, x_SH, adapter.adapter_act_fn))
 
     if len(spans) == 1:
@@ -366,7 +369,7 @@ def _mixed(q, k, v, mask: torch.Tensor | None, dropout: float, scale: float) -> 
     return torch.bmm(weights, v).view(shape)
 
 
-_LAID_OUT = WeakTensorKeyDictionary()  # weight -> what it was when it was laid out, {dtype: (weight, bias) for oneDNN}
+_LAID_OUT = WeakTensorKeyDictionary()  # weight -> what it was when it was laid out, {dtype: the weight for oneDNN}
 
 
 def _map(linear: torch.nn.Module, x_TI: torch.Tensor, activation: torch.nn.Module | None = None) -> torch.Tensor:
@@ -380,9 +383,9 @@ def _map(linear: torch.nn.Module, x_TI: torch.Tensor, activation: torch.nn.Modul
 def _maps(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> Sequence[torch.Tensor]:
     """What each makes of the same input, all of the same width; in one product where weights are laid out."""
     laid_out = _laid_out(linears, x_TI)
-    return (
-        [linear(x_TI) for linear in linears] if laid_out is None else _product(x_TI, *laid_out).chunk(len(linears), 1)
-    )
+    if laid_out is None:
+        return [linear(x_TI) for linear in linears]
+    return _product(x_TI, *laid_out).chunk(len(linears), 1)
 
 
 def _product(x_TI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, behind: str = "none") -> torch.Tensor:
@@ -391,27 +394,28 @@ def _product(x_TI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, behin
 
 def _laid_out(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Weights and biases, joined, as oneDNN takes them; None where it cannot or need not."""
-    if torch.is_grad_enabled() or x_TI.is_cuda or type(linears[0]) is not torch.nn.Linear or not len(x_TI):
+    if torch.is_grad_enabled() or x_TI.is_cuda or not len(x_TI) or not all(map(_is_plain, linears)):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_TI.dtype
     key = linears[0].weight
     if not _lays_out(dtype) or key.is_inference():
         return None
-    state = []
-    for linear in linears:
-        weight, bias = linear.weight, linear.bias
-        # Versions count changes, but those of fused optimisers and through `.data`: a few of the numbers show these.
-        shown = weight.detach().view(-1)[:: max(1, weight.numel() // SHOWN)].tolist()
-        state += [weight._version, weight.data_ptr(), bias._version, bias.data_ptr(), shown]
+    weights = [linear.weight.detach() for linear in linears]
+    # Versions count changes, but those of fused optimisers and through `.data`: a few of the numbers show these.
+    state = [(w._version, w.data_ptr(), w.view(-1)[:: max(1, w.numel() // SHOWN)].tolist()) for w in weights]
     before, made = _LAID_OUT.get(key, (None, {}))
     if before != state:
         made = {}
         _LAID_OUT[key] = (state, made)
     if dtype not in made:
-        weight = torch.cat([linear.weight.detach().to(dtype) for linear in linears])
-        bias = torch.cat([linear.bias.detach().to(dtype) for linear in linears])
-        made[dtype] = (torch.ops.mkldnn._reorder_linear_weight(weight), bias)
-    return made[dtype]
+        made[dtype] = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).to(dtype))
+    biases = [linear.bias.detach() for linear in linears]
+    return made[dtype], (biases[0] if len(biases) == 1 else torch.cat(biases)).to(dtype)
+
+
+def _is_plain(linear: torch.nn.Module) -> bool:
+    """Whether calling it does nothing but its product: no kind of its own, nobody who listens."""
+    return type(linear) is torch.nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
 
 
 @lru_cache
