@@ -506,6 +506,7 @@ def _factors(ax, words: Callable[[float], str] = "{:g}".format) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=subs))
     ax.xaxis.set_major_formatter(lambda x, position: words(x))
     ax.xaxis.set_minor_formatter(lambda x, position: "")
+    ax.tick_params(axis="x", which="major", length=4)  # longer than those without a number
 
 
 _SHAPES = "os^DvPX<>"  # of engines, where a panel is all one system
