@@ -177,3 +177,13 @@ print("done")
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.strip() == "done", run.stderr
+
+
+def test_a_product_of_a_few_rows_is_that_of_numpy_and_takes_arrays_that_cannot_be_written():
+    rng = np.random.default_rng(0)
+    for S, H, G in ((0, 8, 8), (1, 8, 3), (23, 128, 128)):
+        rows, matrix = rng.standard_normal((S, H), dtype=np.float32), rng.standard_normal((H, G), dtype=np.float32)
+        matrix.flags.writeable = False
+        found = kernels.product(rows, matrix)
+        assert found.shape == (S, G) and found.dtype == np.float32
+        np.testing.assert_allclose(found, rows @ matrix, atol=1e-4)

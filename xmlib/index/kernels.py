@@ -5,6 +5,7 @@ not find that by itself, so a `Lanes` value is a vector of 32 numbers with a han
 it into the registers the processor has: one of AVX-512, two of AVX2, four of SSE or NEON. Nothing here is specific to
 one.
 
+    product        a few rows times a small matrix
     approximate    a score for every passage, from the centroids its tokens lie at
     highest        the centroids nearest to each query token      accumulate   a score for passages in their lists
     best           the n highest of those scores
@@ -268,6 +269,23 @@ def _reduction(name):
 
 
 total, lowest = _reduction("add"), _reduction("smin")
+
+
+@compiled
+def product(rows_SH, matrix_HG):
+    """Float32 rows times a matrix, in order of H. Returns (S, G).
+
+    For the few tokens of a query. BLAS would share so little among its threads, and leave them spinning for the next
+    product, on the cores that the rest of the search wants.
+    """
+    S, H = rows_SH.shape
+    out_SG = np.zeros((S, matrix_HG.shape[1]), np.float32)
+    for s in range(S):
+        for h in range(H):
+            factor = rows_SH[s, h]
+            for g in range(matrix_HG.shape[1]):
+                out_SG[s, g] += factor * matrix_HG[h, g]
+    return out_SG
 
 
 @compiled

@@ -32,6 +32,7 @@ CODEWORD_SAMPLE = 1 << 14  # vectors whose residuals set rotation, codewords and
 GAIN_BITS = 4
 GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them
 FEW = 16  # times fewer vectors than centroids are compared with all of them
+QUERY = 256  # so many vectors may be those of a query
 TILE = 1024  # vectors, and centroids, whose products stay in cache
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
@@ -76,7 +77,10 @@ class Codec:
     def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
         if vectors_TH.shape[-1] != len(self.rotation_HH):
             raise ValueError(f"the index holds {len(self.rotation_HH)} dimensions, the vectors {vectors_TH.shape[-1]}")
-        return vectors_TH.astype(np.float32, copy=False) @ self.rotation_HH
+        vectors_TH = vectors_TH.astype(np.float32, copy=False)
+        if len(vectors_TH) <= QUERY:
+            return kernels.product(vectors_TH, self.rotation_HH)
+        return vectors_TH @ self.rotation_HH
 
     @cached_property
     def paired_centroids(self) -> tuple[np.ndarray, np.float32]:
