@@ -195,15 +195,30 @@ def test_products_of_fewer_bits_stay_near_float32_and_leave_the_model_as_it_is()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_who_listens_to_a_map_or_put_another_in_its_place_is_not_passed_by():
+@pytest.mark.parametrize("gradients", [False, True])
+def test_who_listens_to_a_module_or_put_another_in_its_place_is_not_passed_by(gradients):
     model, ids = small_model(), torch.cat(texts_of([9]))
     layer, seen = model.encoder.layer[0], []
-    layer.attention.self.key.register_forward_hook(lambda *_: seen.append("key"))
+    if not gradients:  # with them the three projections are one product
+        layer.attention.self.key.register_forward_hook(lambda *_: seen.append("key"))
+    layer.intermediate.register_forward_hook(lambda *_: seen.append("intermediate"))
     layer.output.dense = torch.nn.Sequential(layer.output.dense, torch.nn.Identity())
     layer.output.dense[1].register_forward_hook(lambda *_: seen.append("replaced"))
-    with torch.no_grad():
+    layer.output.adapter_modules["sw_KE"].register_forward_hook(lambda *_: seen.append("adapter"))
+    with torch.set_grad_enabled(gradients):
         xmod.encode(model, ids, [9], "sw")
-    assert seen == ["key", "replaced"]
+    assert seen == ([] if gradients else ["key"]) + ["intermediate", "replaced", "adapter"]
+
+
+def test_dropout_is_not_forgotten_where_no_gradients_are_wanted():
+    model, ids = small_model().train(), torch.cat(texts_of([9, 8]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.encoder.layer[0].attention.self.dropout.p = 0.5
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first, second = (xmod.encode(model, ids, [9, 8], "sw") for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

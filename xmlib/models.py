@@ -116,7 +116,7 @@ class Retriever:
                 copied.synchronize()
             put(batch, out.numpy())
 
-        with self._compute():
+        with computing(self):
             for batch in batches(tokens.lengths_B, batch_tokens or BATCH_TOKENS[self.device.type], progress):
                 out = compute(tokens.take(batch)).to("cpu", non_blocking=True)
                 copied = None
@@ -132,10 +132,6 @@ class Retriever:
     def prepare_for_finetuning(self) -> "Retriever":
         """Say which parameters are trained, and switch to training mode."""
         raise NotImplementedError
-
-    def _compute(self):
-        """The context in which texts are encoded: bfloat16 matrix products where the device is fast at them."""
-        return computing(self)
 
 
 class Modular(Retriever, XmodPreTrainedModel):

@@ -392,7 +392,6 @@ def _energy_dots(ax, block: pd.DataFrame, title: str) -> None:
         place = dict(xytext=(0, -8), va="top") if under else dict(xytext=(0, 8))
         text = dict(textcoords="offset points", ha="center", fontsize=7.5, color=colour(system))
         ax.annotate(system, (x, 100 * value), **place, **text)
-    ax.set_xscale("log")
     ax.margins(x=0.22, y=0.28)
     _factors(ax, looks.energy)
     first = block.iloc[0]

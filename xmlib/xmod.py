@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import XmodModel
 from transformers.activations import GELUActivation
-from transformers.models.xmod.modeling_xmod import XmodAdapter
+from transformers.models.xmod.modeling_xmod import XmodAdapter, XmodIntermediate
 
 from xmlib.languages import adapter_name, adapter_of
 
@@ -272,7 +272,10 @@ def _layer(layer, x_TH: torch.Tensor, packing: Packing, is_last: bool = False) -
 
     inner_TH = output.LayerNorm(x_TH) if layer.pre_norm else x_TH
     wider = layer.intermediate
-    inner_TH = wider(inner_TH) if torch.is_grad_enabled() else _map(wider.dense, inner_TH, wider.intermediate_act_fn)
+    if _is_plain(wider, XmodIntermediate):
+        inner_TH = _map(wider.dense, inner_TH, wider.intermediate_act_fn)
+    else:
+        inner_TH = wider(inner_TH)
     x_TH = _add(output.dropout(_map(output.dense, inner_TH)), x_TH)
 
     residual_TH = x_TH
@@ -295,7 +298,7 @@ def _adapt(adapters, x_TH: torch.Tensor, spans: list[tuple[str, int, int]]) -> t
     """Each span of the stream through the adapter of its language. Returns (T, H)."""
 
     def one(adapter: XmodAdapter, x_SH: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
+        if not _is_plain(adapter, XmodAdapter):
             return adapter(x_SH)
         return _map(adapter.dense2, _map(adapter.dense1, x_SH, adapter.adapter_act_fn))
 
@@ -357,7 +360,7 @@ def _attend_ragged(q, k, v, packing: Packing, scale: float) -> torch.Tensor:
 def _mixed(q, k, v, mask: torch.Tensor | None, dropout: float, scale: float) -> torch.Tensor:
     """Attention of (N, heads, L, width), with `mask` for (N, 1, 1, L). Returns the same shape."""
     shape = q.shape
-    if q.is_cuda or q.dtype != torch.bfloat16 or torch.is_grad_enabled() or shape[0] == 1:
+    if q.is_cuda or q.dtype != torch.bfloat16 or torch.is_grad_enabled() or dropout or shape[0] == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     # On a CPU PyTorch's own takes twice as long in 16 bits as its products of batches do.
     q, k, v = (part.reshape(-1, *shape[2:]) for part in (q, k, v))
@@ -394,7 +397,12 @@ def _product(x_TI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, behin
 
 def _laid_out(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Weights and biases, joined, as oneDNN takes them; None where it cannot or need not."""
-    if torch.is_grad_enabled() or x_TI.is_cuda or not len(x_TI) or not all(map(_is_plain, linears)):
+    if (
+        torch.is_grad_enabled()
+        or x_TI.is_cuda
+        or not len(x_TI)
+        or not all(_is_plain(linear, torch.nn.Linear) for linear in linears)
+    ):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_TI.dtype
     key = linears[0].weight
@@ -413,9 +421,9 @@ def _laid_out(linears: tuple[torch.nn.Module, ...], x_TI: torch.Tensor) -> tuple
     return made[dtype], (biases[0] if len(biases) == 1 else torch.cat(biases)).to(dtype)
 
 
-def _is_plain(linear: torch.nn.Module) -> bool:
-    """Whether calling it does nothing but its product: no kind of its own, nobody who listens."""
-    return type(linear) is torch.nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+def _is_plain(module: torch.nn.Module, kind: type) -> bool:
+    """Whether calling it does what this kind does and nothing else: nothing in its place, nobody who listens."""
+    return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
 
 
 @lru_cache
