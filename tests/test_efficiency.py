@@ -96,3 +96,22 @@ def test_shared_counts_what_exact_search_found():
 def test_a_cross_encoder_has_no_engine():
     with pytest.raises(ValueError, match="mono is a cross-encoder and searches no index; have: lexical, single-vector"):
         efficiency.engines(replace(BM25, name="mono", kind="mono-t5", model="x"), toy_collection("en"))
+
+
+def test_on_a_gpu_the_same_engines_find_the_same(measured, tmp_path, monkeypatch):
+    """On the CPU in its place: the indexes as they lie in a device's memory."""
+    toys.model(ColbertXM).save(tmp_path / "colbert-xm")
+    row, collection = System("ColBERT-XM", "colbert-xm", tmp_path / "colbert-xm"), toy_collection("en")
+    for module in (systems, efficiency):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(efficiency, "GPU", "cpu")
+    engines = list(efficiency.engines(row, collection, gpu=True, say=str))
+    assert [engine.name for engine in engines] == ["exact", "PLAID", "PLAID, pooled", "PLAID, rescored"]
+    found = {
+        (engine.name, setting): values for engine, setting, values in efficiency._timed(engines, collection, 5, True)
+    }
+    assert found["exact", "every passage"]["recall_of_exact"] == 1
+    assert found["PLAID, rescored", "effort 4"]["recall_of_exact"] > 0.8
+    sizes = {engine.name: engine.index_bytes for engine in engines}
+    rows = measured[0].query("metric == 'index_gb' and system == 'ColBERT-XM'").drop_duplicates("engine")
+    assert {name: 1e9 * of for name, of in rows.set_index("engine")["value"].items() if name in sizes} == sizes

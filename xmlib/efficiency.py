@@ -30,6 +30,7 @@ from xmlib.systems import System
 
 WARM = 0.2  # seconds of queries before the clock counts: numba and Java compile, memory maps come in
 QUALITY = "mrr@10"
+GPU = "cuda"
 
 
 def _found(found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -65,13 +66,13 @@ def measure(
     for system in rows:
         for engine in systems.ENGINES if system.group == "multi-vector" else (system.engine,):
             systems.index(replace(system, engine=engine), collection)  # while the encoder is where it encodes fastest
-        for gpu in (False, True) if torch.cuda.is_available() and system.group == "single-vector" else (False,):
+        for gpu in (False, True) if torch.cuda.is_available() and system.group != "lexical" else (False,):
             where = "gpu" if gpu else "cpu"
             with _placed(system, gpu):
                 for engine, setting, found in _timed(engines(system, collection, gpu, say), asked, k, gpu):
                     row = about | dict(system=system.name, model=systems.version(system), device=_device(gpu))
                     row |= dict(engine=engine.name, setting=setting)
-                    named = {f"{where}_{name}" if name.endswith("_ms") else name: found[name] for name in found}
+                    named = {f"{where}_{name}" if gpu or name.endswith("_ms") else name: found[name] for name in found}
                     if not gpu:
                         named["index_gb"] = engine.index_bytes / 1e9
                         named["index_to_text_ratio"] = engine.index_bytes / text_bytes
@@ -175,17 +176,21 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
         searches = {setting: _one(index, **chosen) for setting, chosen in choices.items()}
         return Engine(name, sum(index.stored.file_bytes.values()), encode, searches)
 
+    def placed(index):
+        return index.to(GPU) if gpu else index
+
     efforts = {f"effort {effort}": dict(effort=effort) for effort in plaid.EFFORTS}
-    yield engine("exact", whole, {"every passage": {}})
-    yield engine("v1", token_ann.open(built("v1")), {"32 lists": {}})
+    yield engine("exact", placed(whole), {"every passage": {}})
     folder = built("v2", rescore=False)
-    yield engine("v2", lower_bounds.open(folder), {"8 centroids": {}})
-    yield engine("PLAID", plaid.open(folder), efforts)  # the same files
-    halved = plaid.open(built("plaid", rescore=False, pool=2))
+    if not gpu:
+        yield engine("v1", token_ann.open(built("v1")), {"32 lists": {}})
+        yield engine("v2", lower_bounds.open(folder), {"8 centroids": {}})
+    yield engine("PLAID", placed(plaid.open(folder)), efforts)  # the same files
+    halved = placed(plaid.open(built("plaid", rescore=False, pool=2)))
     yield engine("PLAID, pooled", halved, {"2 tokens to a vector": {}})
     index = plaid.open(systems.index(replace(system, engine="plaid"), collection, progress=False) / "index")
     if index.rescores:  # a large collection has no side file
-        yield engine("PLAID, rescored", index, efforts)
+        yield engine("PLAID, rescored", placed(index), efforts)
 
 
 def _built(
@@ -307,8 +312,8 @@ def _placed(system: System, gpu: bool) -> Iterator[None]:
     if system.model is None or not torch.cuda.is_available():
         yield
         return
-    model = systems.open_model(system.kind, system.model, **system.settings).to("cuda" if gpu else "cpu")
+    model = systems.open_model(system.kind, system.model, **system.settings).to(GPU if gpu else "cpu")
     try:
         yield
     finally:
-        model.to("cuda")
+        model.to(GPU)

@@ -56,6 +56,8 @@ EFFICIENCY = {  # metric → heading of Table 5
     "gpu_latency_ms": "GPU ms",
     "gpu_p95_ms": "GPU 95 %",
     "gpu_with_encoding_ms": "GPU + encoding",
+    "gpu_recall_of_exact": "GPU of exact",
+    "gpu_mrr@10": "GPU MRR@10",
     "recall_of_exact": "of exact",
     "mrr@10": "MRR@10",
 }
@@ -462,7 +464,7 @@ def _efficiency_cell(metric: str, row: dict | None) -> Cell:
     origin = {name: text for name, text in known.items() if text not in ("", "nan")}
     value = row["value"]
     text = size(1e9 * value) if metric == "index_gb" else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    text = score(value) if metric in ("recall_of_exact", "mrr@10") else text
+    text = score(value) if metric.endswith(("recall_of_exact", "mrr@10")) else text
     return Cell(text, origin={"metric": metric, "value": f"{value:.6g}"} | origin)
 
 

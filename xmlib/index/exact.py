@@ -71,6 +71,12 @@ class ExactIndex:
     def search(self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return search(self.vectors, q_ASH, q_mask_AS, k)
 
+    def to(self, device):
+        """A copy in the memory of a PyTorch device, to be searched there."""
+        from xmlib.index import gpu  # PyTorch takes seconds; only who has a GPU pays
+
+        return gpu.ExactOnDevice(self, device)
+
 
 def build(folder, chunks, ids: list[str], origin: dict, chunk_passages: int = 1000) -> ExactIndex:
     """Store the vectors of a collection and open it. A build that was cut off goes on where it stopped.

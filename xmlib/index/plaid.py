@@ -94,14 +94,10 @@ class PlaidIndex:
         default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
         The result is the same. `n_probe` is for an index with inverted lists.
         """
-        if effort not in EFFORTS:
-            raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
+        n_candidates, n_rescored, reach = limits(k, effort, n_candidates, n_rescored)
         if n_probe is not None and all(segment.lists is None for segment in self.segments):
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
         n_probe = n_probe or PROBED + k // 16
-        some, each, reach = EFFORTS[effort]
-        n_candidates = max(k, n_candidates or some + int(each * k))
-        n_rescored = max(k, n_rescored or k + k // 4 + 10 * effort)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         for segment in self.segments:
@@ -164,6 +160,12 @@ class PlaidIndex:
         codes = zip(arrays["codes"], arrays["gains"], arrays["residuals"], strict=True)
         vectors_TH = np.concatenate([self.codec.decode(*part) for part in codes])
         return TokenVectors.from_lengths(vectors_TH, np.concatenate(list(arrays["lengths"])))
+
+    def to(self, device):
+        """A copy in the memory of a PyTorch device, to be searched there."""
+        from xmlib.index import gpu  # PyTorch takes seconds; only who has a GPU pays
+
+        return gpu.PlaidOnDevice(self, device)
 
     def arrays(self) -> dict[str, store.Column]:
         """Codes, gains, residuals and lengths of all passages, and what the side file holds, in parts."""
@@ -255,6 +257,17 @@ class PlaidIndex:
             "meta_bytes": size["meta"],
             "total_bytes": sum(size.values()),
         }
+
+
+def limits(k: int, effort: int, n_candidates: int | None, n_rescored: int | None) -> tuple[int, int, float]:
+    """How many passages the second and the third stage see, and the reach of the second, at this effort.
+
+    A number that is given stays, unless it is less than k.
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(map(str, EFFORTS))}, not {effort!r}")
+    some, each, reach = EFFORTS[effort]
+    return max(k, n_candidates or some + int(each * k)), max(k, n_rescored or k + k // 4 + 10 * effort), reach
 
 
 def _named(name: str, number: int) -> str:

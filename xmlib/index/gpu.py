@@ -1,0 +1,184 @@
+"""Token vectors searched on a GPU: the files of `plaid` and `exact`, their stages as PyTorch operations.
+
+    index = plaid.open(folder).to("cuda")
+    scores_Ak, positions_Ak = index.search(q_ASH, q_mask_AS, k=10)
+
+The codec and the number of candidates are those of the CPU, so that both find the same but for rounding. Three things
+differ: products are floating-point numbers in place of bytes and 16-bit integers; the first stage looks at every
+passage however many there are, because a GPU reads codes faster than it follows lists; and the second reads every token
+of a candidate, as the CPU does at the highest effort.
+
+Looking up the products of a passage's centroids and keeping the highest is what PyTorch calls a bag of embeddings: one
+operation, which never holds the products of all tokens. Nothing here asks for a GPU, and the tests run on the CPU.
+
+Axes, used as suffixes:  A queries · B passages · N some of them · S query tokens · T document tokens · Q = A x S
+                         C centroids · H embedding · R bytes of a residual · k results
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from xmlib.index import plaid
+from xmlib.ragged import offsets_of
+
+TABLE = 1 << 24  # products of centroids and query tokens at a time: in float16 about what a GPU's cache holds
+HIGHEST = 1 << 26  # passages times query tokens at a time
+DECODED = 1 << 20  # token vectors in float32 at a time
+
+
+class _OnDevice:
+    """Passages whose tokens lie behind one another in a device's memory."""
+
+    def __init__(self, stored, ids: list[str], lengths_B: np.ndarray, device: torch.device | str) -> None:
+        self.stored, self.ids, self.device = stored, ids, torch.device(device)
+        self.starts_B1 = offsets_of(lengths_B)
+        self.offsets_B1, self.lengths_B = self.on(self.starts_B1), self.on(lengths_B.astype(np.int64))
+        self.at_once = max(1, DECODED // max(1, int(lengths_B.max(initial=1))))  # passages
+
+    def on(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(array, device=self.device)
+
+    def joined(self, parts: Iterable[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+        """A row for every token. Part after part goes to the device, so that no second copy lies there."""
+        rows, at = None, 0
+        for part in parts:
+            if rows is None:
+                rows = torch.empty((self.starts_B1[-1], *part.shape[1:]), dtype=dtype, device=self.device)
+            rows[at : at + len(part)] = torch.tensor(part)
+            at += len(part)
+        return rows
+
+    def maxsim(self, q_SH: torch.Tensor, position_N: torch.Tensor, vectors_of: Callable) -> torch.Tensor:
+        """Scores of passages with at least one token each; vectors_of(rows_T) are their vectors, (T, H)."""
+        scores = []
+        for part_N in position_N.split(self.at_once):
+            lengths_N = self.lengths_B[part_N]
+            shift_N = self.offsets_B1[part_N] - (lengths_N.cumsum(0) - lengths_N)
+            rows_T = torch.repeat_interleave(shift_N, lengths_N)
+            rows_T += torch.arange(len(rows_T), device=self.device)
+            product_TS = vectors_of(rows_T) @ q_SH.T
+            scores.append(torch.segment_reduce(product_TS, "max", lengths=lengths_N, axis=0).sum(dim=1))
+        return torch.cat(scores)
+
+
+class ExactOnDevice(_OnDevice):
+    """`exact.ExactIndex` in a device's memory: 2 bytes for every number."""
+
+    def __init__(self, index, device: torch.device | str) -> None:
+        super().__init__(index.stored, index.ids, index.vectors.lengths_B, device)
+        chunks = range(0, len(index.ids), 10_000)
+        parts = (index.vectors.slice(start, start + 10_000).vectors_TH for start in chunks)
+        self.vectors_TH = self.joined(parts, torch.float16)
+        self.position_B = torch.arange(len(self.ids), device=self.device)[self.lengths_B > 0]
+
+    @torch.inference_mode()
+    def search(self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `exact.ExactIndex.search`."""
+        found = _Found(len(q_ASH), k)
+        for a in np.flatnonzero(q_mask_AS.any(axis=1)):
+            q_SH = self.on(q_ASH[a][q_mask_AS[a]].astype(np.float32))
+            found.keep(a, self.maxsim(q_SH, self.position_B, self._vectors), self.position_B)
+        return found.scores_Ak, found.positions_Ak
+
+    def _vectors(self, rows_T: torch.Tensor) -> torch.Tensor:
+        return self.vectors_TH[rows_T].float()
+
+
+class PlaidOnDevice(_OnDevice):
+    """`plaid.PlaidIndex` in a device's memory, without the passages taken out: two or three bytes a token more.
+
+    It stays as it is when passages are added to the index or removed from it.
+    """
+
+    def __init__(self, index, device: torch.device | str) -> None:
+        arrays, codec = index.arrays(), index.codec
+        super().__init__(index.stored, index.ids, np.concatenate([*map(np.asarray, arrays["lengths"])]), device)
+        self.codes_T = self.joined(arrays["codes"], torch.int32)
+        self.gains_T = self.joined(arrays["gains"], torch.uint8)
+        self.residuals_TR = self.joined(arrays["residuals"], torch.uint8)
+        self.rotation_HH, self.centroids_CH = self.on(codec.rotation_HH), self.on(codec.centroids_CH)
+        self.codewords = self.on(codec.codebook_RWd.reshape(-1, codec.codebook_RWd.shape[2]))
+        self.first_R = self.on(np.arange(0, len(self.codewords), codec.codebook_RWd.shape[1]))
+        self.gain_levels = self.on(codec.gain_levels)
+        self.fine_TH = None
+        if index.rescores:
+            self.fine_TH = self.joined(arrays["fine"], torch.int8)
+            self.fine_scales_H = self.on(np.asarray(index.stored.arrays["fine_scales"]))
+
+    @torch.inference_mode()
+    def search(
+        self,
+        q_ASH: np.ndarray,
+        q_mask_AS: np.ndarray,
+        k: int,
+        effort: int = 2,
+        n_candidates: int | None = None,
+        n_rescored: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `plaid.PlaidIndex.search`."""
+        n_candidates, n_rescored, _ = plaid.limits(k, effort, n_candidates, n_rescored)
+        found = _Found(len(q_ASH), k)
+        q_ASH = self.on((q_ASH * q_mask_AS[..., None]).astype(np.float32)) @ self.rotation_HH  # of no token: adds 0
+        at_once = max(1, TABLE // (q_ASH.shape[1] * len(self.centroids_CH)))
+        for some_A in torch.arange(len(q_ASH)).split(at_once):
+            best_AN = self._approximate(q_ASH[some_A]).topk(min(n_candidates, len(self.ids))).indices.sort().values
+            for a, best_N in zip(some_A.tolist(), best_AN, strict=True):
+                if q_mask_AS[a].any():
+                    found.keep(a, *self._final(q_ASH[a], best_N[self.lengths_B[best_N] > 0], n_rescored))
+        return found.scores_Ak, found.positions_Ak
+
+    def _approximate(self, q_ASH: torch.Tensor) -> torch.Tensor:
+        """The first stage: (A, B), -inf for a passage with no token."""
+        A, S, _ = q_ASH.shape
+        table_CQ = self.centroids_CH @ q_ASH.flatten(0, 1).T
+        table_CQ = table_CQ.half() if table_CQ.is_cuda else table_CQ
+        score_AB = torch.empty(A, len(self.ids), device=self.device)
+        step = max(1, HIGHEST // max(1, A * S))
+        for b in range(0, len(self.ids), step):
+            last = min(b + step, len(self.ids))
+            codes_T = self.codes_T[self.starts_B1[b] : self.starts_B1[last]]
+            starts_N = (self.offsets_B1[b:last] - self.starts_B1[b]).int()
+            highest_NQ = F.embedding_bag(codes_T, table_CQ, starts_N, mode="max")
+            score_AB[:, b:last] = highest_NQ.float().view(-1, A, S).sum(dim=2).T
+        return score_AB.masked_fill_(self.lengths_B == 0, -torch.inf)
+
+    def _final(
+        self, q_SH: torch.Tensor, position_N: torch.Tensor, n_rescored: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The second stage, and the third where there is a side file: scores and ascending positions."""
+        score_N = self.maxsim(q_SH, position_N, self._decode)
+        if self.fine_TH is not None:
+            position_N = position_N[_descending(score_N)[:n_rescored]].sort().values
+            score_N = self.maxsim(q_SH * self.fine_scales_H, position_N, self._fine)
+        return score_N, position_N
+
+    def _decode(self, rows_T: torch.Tensor) -> torch.Tensor:
+        """Rotated vectors, float32."""
+        vectors_TH = F.embedding(self.residuals_TR[rows_T] + self.first_R, self.codewords).flatten(1)
+        vectors_TH += self.centroids_CH[self.codes_T[rows_T]]
+        return vectors_TH.mul_(self.gain_levels[self.gains_T[rows_T].long()][:, None])
+
+    def _fine(self, rows_T: torch.Tensor) -> torch.Tensor:
+        """Rotated vectors in units of their scales, float32."""
+        return self.fine_TH[rows_T].float()
+
+
+class _Found:
+    """The k best of every query; a row ends in -inf and -1 where fewer were found."""
+
+    def __init__(self, A: int, k: int) -> None:
+        self.scores_Ak = np.full((A, k), -np.inf, dtype=np.float32)
+        self.positions_Ak = np.full((A, k), -1)
+
+    def keep(self, a: int, score_N: torch.Tensor, position_N: torch.Tensor) -> None:
+        """Those of query `a`; ties go to what comes first."""
+        best = _descending(score_N)[: self.scores_Ak.shape[1]]
+        self.scores_Ak[a, : len(best)] = score_N[best].cpu().numpy()
+        self.positions_Ak[a, : len(best)] = position_N[best].cpu().numpy()
+
+
+def _descending(score_N: torch.Tensor) -> torch.Tensor:
+    return torch.sort(score_N, descending=True, stable=True).indices
