@@ -1,7 +1,9 @@
 """Energy and carbon: Table 3 from Eq. 10, and a meter that says what it measured and what it assumed."""
 
+import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -32,7 +34,8 @@ def test_without_a_counter_energy_is_assumed_and_never_called_measured(no_counte
     with carbon.Meter(threads=2, core_w=5.0) as meter:
         time.sleep(0.02)
     (reading,) = meter.readings
-    assert (reading.basis, reading.power_w) == ("assumed", 10.0) and "2 cores × 5 W" in reading.how
+    assert reading.basis == "assumed" and "2 cores × 5 W" in reading.how
+    assert reading.power_w == pytest.approx(10)
     assert meter.energy_kwh() is None
     assert meter.energy_kwh("assumed") == pytest.approx(10 * meter.seconds / 3.6e6)
 
@@ -68,6 +71,61 @@ def test_work_side_by_side_shares_a_reading(monkeypatch, tmp_path):
     assert meter.readings[1].basis == "assumed"
     meter.save(tmp_path)
     assert carbon.measured(tmp_path) == pytest.approx(0.25)
+
+
+class Tracker:
+    """codecarbon's, with energies of its own."""
+
+    final_emissions_data = SimpleNamespace(
+        codecarbon_version="3", cpu_model="a CPU", cpu_energy=0.004, ram_energy=0.002, gpu_energy=9.0
+    )
+
+    def __init__(self, **choices):
+        assert choices["country_iso_code"] and not choices["save_to_file"]
+
+    def start(self):
+        self.started = True
+
+    def stop(self):
+        assert self.started
+
+
+@pytest.mark.parametrize("with_rapl", [False, True])
+def test_codecarbon_assumes_what_has_no_counter(monkeypatch, tmp_path, with_rapl):
+    monkeypatch.setenv("XMLIB_METER", "codecarbon")
+    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
+    gpu = iter([0, 3_600_000])
+    monkeypatch.setattr(carbon, "_nvml_counters", lambda: [("a GPU", lambda: next(gpu))])
+    monkeypatch.setattr(carbon, "RAPL", tmp_path)
+    monkeypatch.setattr(carbon.processes, "sharing", 2)
+    if with_rapl:
+        rapl(tmp_path / "intel-rapl:0", 900)
+    with carbon.Meter() as meter:
+        pass
+    assumed = {reading.hardware: reading for reading in meter.readings if reading.basis == "assumed"}
+    assert set(assumed) == ({"memory"} if with_rapl else {"CPU", "memory"})
+    assert assumed["memory"].energy_kwh == pytest.approx(0.001) and "codecarbon 3 for a CPU" in assumed["memory"].how
+    assert meter.energy_kwh() == pytest.approx(0.0005), "the GPU by its own counter, the memory in no sum with it"
+
+
+def test_codecarbon_itself_has_these_numbers(monkeypatch, no_counters):
+    pytest.importorskip("codecarbon")
+    monkeypatch.setenv("XMLIB_METER", "codecarbon")
+    with carbon.Meter() as meter:
+        time.sleep(0.5)
+    assert [(reading.hardware, reading.basis) for reading in meter.readings] == [
+        ("CPU", "assumed"),
+        ("memory", "assumed"),
+    ]
+    assert all(0.1 < reading.power_w < 2000 for reading in meter.readings)
+
+
+def test_a_meter_that_is_not_there_stops_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    for name, error in (("codecarbon", "pip install 'codecarbon>=3'"), ("wattmeter", "have: codecarbon, or nothing")):
+        monkeypatch.setenv("XMLIB_METER", name)
+        with pytest.raises((ImportError, ValueError), match=error), carbon.Meter():
+            raise AssertionError("not reached")
 
 
 def test_a_machine_without_a_gpu_has_no_gpu_counters():

@@ -14,10 +14,14 @@ Measured and assumed energy are never added up: every row says which it is in `b
 GPU is measured by the energy counter of its driver (NVML), a processor by the RAPL counters that Linux shows to root. A
 part without a counter is assumed: its power from a data sheet, times the share of its cores in use, times the time.
 
-Why not codecarbon: where there is no RAPL it multiplies a processor's TDP by time, as we do, but adds the product to
-what it measured; and it brings nine packages, a client for its web service among them.
+With XMLIB_METER=codecarbon in the environment that package (offline, to be installed besides) assumes what has no
+counter: the processor by its table of TDPs and by load, and the memory by its modules. Its own sum adds such energy to
+what it measured and is not used. It is not the default because it brings nine packages, a client for its web service
+among them, takes seconds to start, and gives a processor that it does not know, as in many virtual machines, 4 W a core
+whatever it is.
 """
 
+import logging
 import os
 import re
 import time
@@ -97,9 +101,9 @@ class Reading:
 class Meter:
     """Takes the energy of all that runs inside `with`, on every GPU and processor of this machine.
 
-    Counters are the whole device's: what other programs do there meanwhile is in the reading. Where `processes` has
-    work side by side, each takes an equal share of it. `threads` is the number of cores in use where a processor has to
-    be assumed (PyTorch's number of threads if None), each at `core_w`.
+    Counters, and codecarbon, take whole devices: what other programs do there meanwhile is in the reading. Where
+    `processes` has work side by side, each takes an equal share of it. `threads` is the number of cores in use where a
+    processor has to be assumed (PyTorch's number of threads if None), each at `core_w`.
     """
 
     def __init__(self, threads: int | None = None, core_w: float = CORE_W):
@@ -108,7 +112,7 @@ class Meter:
         self.seconds = 0.0
 
     def __enter__(self) -> "Meter":
-        self._gpus, self._packages = _nvml_counters(), _rapl_counters()
+        self._gpus, self._packages, self._tracker = _nvml_counters(), _rapl_counters(), _codecarbon()
         self._before = [read() for _, read in self._gpus], [read() for _, read, _ in self._packages]
         self._started = time.perf_counter()
         return self
@@ -118,20 +122,31 @@ class Meter:
         hours = self.seconds / 3600
         for (name, read), before in zip(self._gpus, self._before[0], strict=True):
             joules = (read() - before) / 1000
-            self._measured(name, joules, "energy counter of the driver (NVML)")
+            self._shared(name, joules / 3.6e6, "measured", "energy counter of the driver (NVML)")
         for (name, read, span), before in zip(self._packages, self._before[1], strict=True):
-            self._measured(name, (read() - before) % span / 1e6, "RAPL counter")  # it starts again at its span
-        if not self._packages:
+            joules = (read() - before) % span / 1e6  # it starts again at its span
+            self._shared(name, joules / 3.6e6, "measured", "RAPL counter")
+        if self._tracker is not None:
+            self._tracker.stop()
+            found = self._tracker.final_emissions_data
+            how = f"no counter; codecarbon {found.codecarbon_version} for {found.cpu_model}"
+            if not self._packages:
+                self._shared("CPU", found.cpu_energy, "assumed", how)
+            self._shared("memory", found.ram_energy, "assumed", how)
+        elif not self._packages:
             threads = self.threads or _threads()
-            power = threads * self.core_w
             how = f"no counter; {threads} cores × {self.core_w:.3g} W × time"
-            self.readings.append(Reading("CPU", energy_kwh(power, hours), hours, power, "assumed", how))
+            self._add("CPU", energy_kwh(threads * self.core_w, hours), "assumed", how)
 
-    def _measured(self, name: str, joules: float, how: str) -> None:
-        kwh, hours = joules / 3.6e6 / processes.sharing, self.seconds / 3600
+    def _shared(self, name: str, kwh: float, basis: str, how: str) -> None:
+        """What a part of the machine took for all that runs there."""
         if processes.sharing > 1:
             how = f"{how}, shared by {processes.sharing}"
-        self.readings.append(Reading(name, kwh, hours, 1000 * kwh / hours, "measured", how))
+        self._add(name, kwh / processes.sharing, basis, how)
+
+    def _add(self, name: str, kwh: float, basis: str, how: str) -> None:
+        hours = self.seconds / 3600
+        self.readings.append(Reading(name, kwh, hours, 1000 * kwh / hours, basis, how))
 
     def energy_kwh(self, basis: str = "measured") -> float | None:
         """The sum of what was measured, or of what was assumed; None where nothing was."""
@@ -196,6 +211,29 @@ def _rapl_counters() -> list[tuple[str, Callable[[], int], int]]:
             name = f"CPU {(folder / 'name').read_text().strip()}"
             counters.append((name, partial(_read_int, energy), span))
     return counters
+
+
+def _codecarbon():
+    """A tracker of codecarbon that has started, where XMLIB_METER asks for one; else None."""
+    asked = os.environ.get("XMLIB_METER")
+    if not asked:
+        return None
+    if asked != "codecarbon":
+        raise ValueError(f"XMLIB_METER={asked!r}; have: codecarbon, or nothing for xmlib's own assumptions")
+    try:
+        from codecarbon import OfflineEmissionsTracker
+    except ImportError as error:
+        raise ImportError("XMLIB_METER=codecarbon needs the package: pip install 'codecarbon>=3'") from error
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="USA",  # it asks for one, for an emission that is not used
+        tracking_mode="machine",  # as counters do
+        allow_multiple_runs=True,
+        save_to_file=False,
+        log_level="error",
+    )
+    tracker.start()
+    return tracker
 
 
 def _read_int(path: Path) -> int:
