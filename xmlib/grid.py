@@ -16,7 +16,8 @@ MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"  #
 TEX = {
     "–": "--", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$",
     "·": r"$\cdot$", "°": r"\textdegree{}", "§": r"\S{}", "†": r"$\dagger$", "₂": "$_2$", "…": r"\dots{}",
-    "“": "``", "”": "''", "’": "'", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "ρ": r"$\rho$", "“": "``", "”": "''", "’": "'",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 }  # fmt: skip
 
 
