@@ -133,6 +133,28 @@ def test_more_effort_finds_no_less(case, rescoring):
         rescoring.search(q_ASH, q_mask_AS, 10, effort=5)
 
 
+@pytest.mark.parametrize("kind", ["index", "rescoring", "listed"])
+def test_passages_that_cannot_be_among_the_best_are_not_read(case, kind, request, monkeypatch):
+    _, q_ASH, q_mask_AS = case
+    index, read = request.getfixturevalue(kind), []
+    rerank = segment.Segment.rerank
+
+    def counting(self, tables, found, best_N, *rest):
+        read.append(len(best_N))
+        rerank(self, tables, found, best_N, *rest)
+
+    monkeypatch.setattr(segment.Segment, "rerank", counting)
+    _, found = index.search(q_ASH, q_mask_AS, 10, effort=3)
+    n_some = sum(read)
+    read.clear()
+    index.search(q_ASH, q_mask_AS, 10, effort=4)
+    n_all = sum(read)
+    assert n_all >= 0.99 * len(case[0]) * len(q_ASH), "the highest effort reads all"
+    assert n_some < 0.5 * n_all
+    monkeypatch.setattr(plaid, "FIRST", 1)  # the first part is all of them
+    assert overlap(found, index.search(q_ASH, q_mask_AS, 10, effort=3)[1]) >= 0.995
+
+
 def test_scores_are_those_of_the_decoded_vectors(case, index):
     """With every passage a candidate the ranking is that of exact search, up to the last of 16 bits."""
     _, q_ASH, _ = case

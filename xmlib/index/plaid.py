@@ -8,7 +8,8 @@ A search narrows down, and every stage is MaxSim, of ever better approximations 
        n_candidates by that sum are looked at
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product.
        Below the highest effort only the tokens that may decide a score are read: those whose centroids are about as
-       near to a query token as the nearest of their passage
+       near to a query token as the nearest of their passage; and only the passages that may be among the k best, as
+       the first quarter of them tells
     3. where there is a side file of 8-bit vectors, the best n_rescored of these once more
 
 Scores are those of the last stage there is. The stages themselves are in `segment`: passages added later lie in arrays
@@ -31,7 +32,7 @@ import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
 from xmlib.index.pooling import pooled
-from xmlib.index.segment import ARRAYS, WHOLE, Segment, Spread, Tables, compress, packed
+from xmlib.index.segment import ARRAYS, WHOLE, Found, Segment, Spread, Tables, compress, packed
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of
 
@@ -39,6 +40,8 @@ KIND = "plaid-pq"
 PROBED = 64  # centroids per query token beyond WHOLE tokens, and one more for each 16 of the k
 LISTED = 8  # passages out of the lists for each candidate
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
+FIRST = 4  # the part of the candidates, as a divisor, that tells which of the others have to be read
+SURE = 3.0  # standard deviations
 SMALL = 1000  # passages; a change writes segments of no more anew rather than leave them as they are
 GONE = 1 / 4  # of a segment's passages; where more were taken out, the rest is written anew
 # n_candidates, so many and so many for each of the k; and how many standard deviations of what residuals add a token's
@@ -134,12 +137,10 @@ class PlaidIndex:
             found.append(segment.approximate(tables, score_B, n_probe, LISTED * n_candidates, spread))
             ends.append(ends[-1] + len(found[-1].position_N))
         best_N = kernels.best(tables.score_B[: ends[-1]], n_candidates)
-
-        score_N, position_N = np.empty(len(best_N), np.float32), np.empty(len(best_N), np.int64)
+        score_N = self._rerank(tables, found, ends, best_N, n_rescored if self.rescores else k, reach, spread)
+        position_N = np.empty(len(best_N), np.int64)
         for i, own in enumerate(_between(best_N, ends)):
-            own_N = best_N[own] - ends[i]
-            self.segments[i].rerank(tables, found[i], own_N, score_N[own], spread)
-            position_N[own] = self._starts[i] + found[i].position_N[own_N]
+            position_N[own] = self._starts[i] + found[i].position_N[best_N[own] - ends[i]]
 
         if self.rescores:
             position_N = np.sort(position_N[np.argsort(-score_N, kind="stable")[:n_rescored]])
@@ -152,6 +153,42 @@ class PlaidIndex:
         best = np.argsort(-score_N, kind="stable")[:k]
         position_N = position_N[best]
         return score_N[best], position_N - np.searchsorted(self._gone_G, position_N)
+
+    def _rerank(
+        self,
+        tables: Tables,
+        found: Sequence[Found],
+        ends: Sequence[int],
+        best_N: np.ndarray,
+        wanted: int,
+        reach: float,
+        spread: Spread,
+    ) -> np.ndarray:
+        """The second stage: scores of the passages at best_N, -inf for those that can hardly be among the wanted ones.
+
+        Those with the highest rough scores tell what residuals add to one, on average and in their spread. A passage
+        that with SURE standard deviations more than the average stays behind the last wanted one is not read.
+        """
+        score_N = np.full(len(best_N), -np.inf, np.float32)
+
+        def rerank(some: np.ndarray) -> None:
+            for i, own in enumerate(_between(best_N[some], ends)):
+                scores = np.empty(own.stop - own.start, np.float32)
+                self.segments[i].rerank(tables, found[i], best_N[some[own]] - ends[i], scores, spread)
+                score_N[some[own]] = scores
+
+        rough_N = tables.score_B[best_N]
+        first = kernels.best(rough_N, max(len(best_N) // FIRST, wanted + wanted // FIRST))
+        if reach == math.inf or len(first) == len(best_N):
+            rerank(np.arange(len(best_N)))
+            return score_N
+        rerank(first)
+        added = score_N[first] - rough_N[first] / tables.step
+        least = np.partition(score_N[first], -wanted)[-wanted]
+        hopeful_N = rough_N / tables.step + (added.mean() + SURE * added.std()) >= least
+        hopeful_N[first] = False
+        rerank(np.flatnonzero(hopeful_N))
+        return score_N
 
     @property
     def decoded(self) -> TokenVectors:

@@ -62,8 +62,9 @@ class Tables:
 
         spread(products, len(self.table_CL))
         low_L = (self.mean_H @ q_HL * self.factor).astype(np.int16)
-        step = kernels.to_bytes(self.table_CL, low_L, self.bytes_CL) * self.factor / 2**15  # bytes in a product of 1
-        self.margin = np.uint8(min(reach * self.codec.spread * longest * step, 255))
+        # Bytes in a product of 1.
+        self.step = kernels.to_bytes(self.table_CL, low_L, self.bytes_CL) * self.factor / 2**15
+        self.margin = np.uint8(min(reach * self.codec.spread * longest * self.step, 255))
         kernels.residual_table(self.codec.codebook_RWd, q_HL, self.factor, self.table_RWL)
 
     def _fit(self, L: int) -> None:
