@@ -189,7 +189,7 @@ def ranking(system: System, collection: Collection, k: int = 100, progress: bool
         folder = index(system, collection, progress)
         inputs = {"index": fingerprint(folder)}
         if system.group == "multi-vector" and system.engine == "plaid":
-            inputs["search"] = 3  # 2: fewer tokens read at lower effort; 3: products of 16 bits
+            inputs["search"] = 4  # 2: fewer tokens read at lower effort; 3: products of 16 bits; 4: fewer candidates
 
         def run_of(into: Path) -> Run:
             return search(system, collection, k, progress=False)
