@@ -312,7 +312,9 @@ def _build_index(system: System, collection: Collection, folder: Path, progress:
             texts[start:stop], lang, progress=f"encode {collection.lang}" if progress else None
         )
 
-    _vector_index(system).build(folder, chunks, list(collection.passages.ids), _origin(system, collection))
+    gpu = system.group == "multi-vector" and system.engine == "plaid" and model.device.type == "cuda"
+    more = {"device": model.device} if gpu else {}
+    _vector_index(system).build(folder, chunks, list(collection.passages.ids), _origin(system, collection), **more)
 
 
 def _origin(system: System, collection: Collection) -> dict:

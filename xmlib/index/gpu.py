@@ -1,5 +1,6 @@
-"""Token vectors searched on a GPU: the files of `plaid` and `exact`, their stages as PyTorch operations.
+"""Token vectors coded and searched on a GPU: the files of `plaid` and `exact`, their stages as PyTorch operations.
 
+    plaid.build(folder, chunks, ids, origin, device="cuda")
     index = plaid.open(folder).to("cuda")
     scores_Ak, positions_Ak = index.search(q_ASH, q_mask_AS, k=10)
 
@@ -11,8 +12,11 @@ of a candidate, as the CPU does at the highest effort.
 Looking up the products of a passage's centroids and keeping the highest is what PyTorch calls a bag of embeddings: one
 operation, which never holds the products of all tokens. Nothing here asks for a GPU, and the tests run on the CPU.
 
+In a build every vector is compared with every centroid: the CPU saves most of these products by groups of centroids,
+and gives one vector in forty a hardly worse one.
+
 Axes, used as suffixes:  A queries · B passages · N some of them · S query tokens · T document tokens · Q = A x S
-                         C centroids · H embedding · R bytes of a residual · k results
+                         C centroids · H embedding · R bytes of a residual · W codewords · d = H / R · k results
 """
 
 from collections.abc import Callable, Iterable
@@ -21,12 +25,70 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from xmlib.index import plaid
+from xmlib.index import plaid, residual
 from xmlib.ragged import offsets_of
 
 TABLE = 1 << 24  # products of centroids and query tokens at a time: in float16 about what a GPU's cache holds
 HIGHEST = 1 << 26  # passages times query tokens at a time
 DECODED = 1 << 20  # token vectors in float32 at a time
+PRODUCTS = 1 << 26  # of token vectors and centroids at a time
+CODED = 1 << 12  # token vectors that meet all codewords at a time
+
+
+def nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray, device: torch.device | str) -> np.ndarray:
+    """As `residual.nearest`, found on a device."""
+    centroids_CH = torch.tensor(centroids_CH, device=device)
+    codes_T = np.empty(len(vectors_TH), np.int32)
+    for t in range(0, len(vectors_TH), DECODED):
+        codes_T[t : t + DECODED] = _nearest(
+            torch.tensor(vectors_TH[t : t + DECODED], device=device), centroids_CH
+        ).cpu()
+    return codes_T
+
+
+def _nearest(vectors_TH: torch.Tensor, centroids_CH: torch.Tensor) -> torch.Tensor:
+    """The centroid of largest inner product for each vector: (T,), int64."""
+    at_once = max(1, PRODUCTS // len(centroids_CH))
+    return torch.cat([(part_TH @ centroids_CH.T).argmax(dim=1) for part_TH in vectors_TH.split(at_once)])
+
+
+class CodecOnDevice:
+    """`residual.Codec` for encoding, on a device: arrays go there and come back."""
+
+    def __init__(self, codec: residual.Codec, device: torch.device | str) -> None:
+        self.codec, self.device = codec, torch.device(device)
+        arrays = (codec.rotation_HH, codec.centroids_CH, codec.codebook_RWd, codec.gain_levels)
+        self.rotation_HH, self.centroids_CH, self.codebook_RWd, self.gain_levels = map(self._on, arrays)
+        self.square_RW = self.codebook_RWd.square().sum(dim=2)
+
+    def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
+        return self.codec.rotate(vectors_TH)
+
+    @torch.inference_mode()
+    def encode(self, vectors_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `residual.Codec.encode`."""
+        rotated_TH = self._on(self.codec.checked(vectors_TH)) @ self.rotation_HH
+        codes_T = _nearest(rotated_TH, self.centroids_CH)
+        coded = [self._residuals(*part) for part in zip(rotated_TH.split(CODED), codes_T.split(CODED), strict=True)]
+        gains_T, residuals_TR = (torch.cat(of).cpu().numpy() for of in zip(*coded, strict=True))
+        return codes_T.int().cpu().numpy(), gains_T, residuals_TR
+
+    def _residuals(self, rotated_TH: torch.Tensor, codes_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """gains_T and residuals_TR, both uint8: the level nearest to unit length, and the nearest codewords."""
+        R, W, d = self.codebook_RWd.shape
+        sum_TH = self.centroids_CH[codes_T]
+        rest_RTd = (rotated_TH - sum_TH).view(-1, R, d).transpose(0, 1)
+        # Squares of distances, less the square of the residual, which is the same for all codewords.
+        distance_RTW = self.square_RW[:, None] - 2 * rest_RTd @ self.codebook_RWd.transpose(1, 2)
+        residuals_TR = distance_RTW.argmin(dim=2).T
+        first_R = torch.arange(0, R * W, W, device=self.device)
+        sum_TH += F.embedding(residuals_TR + first_R, self.codebook_RWd.view(-1, d)).flatten(1)
+        step = self.gain_levels[1] - self.gain_levels[0]
+        level_T = (1 / sum_TH.norm(dim=1) - self.gain_levels[0]) / step
+        return level_T.round().clamp(0, len(self.gain_levels) - 1).byte(), residuals_TR.byte()
+
+    def _on(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(array, device=self.device)
 
 
 class _OnDevice:

@@ -15,7 +15,7 @@ Axes, used as suffixes:  T document tokens · C centroids · H embedding · R = 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +35,8 @@ FEW = 16  # times fewer vectors than centroids are compared with all of them
 QUERY = 256  # so many vectors may be those of a query
 TILE = 1024  # vectors, and centroids, whose products stay in cache
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
+
+Assign = Callable[[np.ndarray, np.ndarray], np.ndarray]  # vectors (T, H), centroids (C, H) → codes (T,), int32
 
 
 @dataclass
@@ -74,10 +76,14 @@ class Codec:
         sum_TH *= self.gain_levels.take(gains_T)[:, None]
         return sum_TH @ self.rotation_HH.T
 
-    def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
+    def checked(self, vectors_TH: np.ndarray) -> np.ndarray:
+        """These vectors in float32. ValueError where they have another number of dimensions."""
         if vectors_TH.shape[-1] != len(self.rotation_HH):
             raise ValueError(f"the index holds {len(self.rotation_HH)} dimensions, the vectors {vectors_TH.shape[-1]}")
-        vectors_TH = vectors_TH.astype(np.float32, copy=False)
+        return vectors_TH.astype(np.float32, copy=False)
+
+    def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
+        vectors_TH = self.checked(vectors_TH)
         if len(vectors_TH) <= QUERY:
             return kernels.product(vectors_TH, self.rotation_HH)
         return vectors_TH @ self.rotation_HH
@@ -109,17 +115,18 @@ class Codec:
         return self.codebook_RWd.reshape(R * W, d).take(rows, axis=0).reshape(len(residuals_TR), R * d)
 
 
-def train(vectors_TH: np.ndarray, n_centroids: int, n_bits: int, seed: int = 42) -> Codec:
+def train(vectors_TH: np.ndarray, n_centroids: int, n_bits: int, seed: int = 42, assign: Assign | None = None) -> Codec:
     """Centroids by k-means on these vectors; rotation, codewords and gains from what the centroids leave over."""
+    assign = assign or nearly_nearest
     if n_bits not in N_BITS:
         raise ValueError(f"n_bits must be one of {', '.join(map(str, N_BITS))}, not {n_bits}")
     H = vectors_TH.shape[1]
     if H * n_bits % 8:
         raise ValueError(f"{H} dimensions of {n_bits} bits do not fill whole bytes")
-    centroids_CH = kmeans(vectors_TH, n_centroids, seed)
+    centroids_CH = kmeans(vectors_TH, n_centroids, seed, assign)
     # A fresh draw: k-means leaves smaller residuals on the vectors it was trained on than on all others.
     draw_TH = draw(vectors_TH, CODEWORD_SAMPLE, seed + 1)
-    codes_T = assigned(draw_TH, centroids_CH, groups(centroids_CH))
+    codes_T = assign(draw_TH, centroids_CH)
     rotation_HH = balanced_rotation(draw_TH - centroids_CH[codes_T], H * n_bits // 8)
     centroids_CH = (centroids_CH @ rotation_HH).astype(np.float16).astype(np.float32)
     residuals_TH = draw_TH @ rotation_HH - centroids_CH[codes_T]
@@ -169,7 +176,7 @@ def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.
     return code_TR
 
 
-def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int) -> np.ndarray:
+def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int, assign: Assign | None = None) -> np.ndarray:
     """Unit-length centroids (C, H), float32. The same on every run with the same vectors, seed and threads.
 
     Spherical: vectors of unit length are nearest where their inner product is largest, and centroids of unit length
@@ -180,7 +187,7 @@ def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int) -> np.ndarray:
     first = np.random.default_rng(seed).choice(len(vectors_TH), n_centroids, replace=len(vectors_TH) < n_centroids)
     centroids_CH = _unit(vectors_TH[first])
     for _ in range(ITERATIONS):
-        codes_T = assigned(vectors_TH, centroids_CH, groups(centroids_CH))
+        codes_T = (assign or nearly_nearest)(vectors_TH, centroids_CH)
         sum_RCH, count_RC = np.zeros((1, *centroids_CH.shape), np.float32), np.zeros((1, n_centroids), np.int64)
         kernels.codeword_sums(vectors_TH, codes_T[:, None], sum_RCH, count_RC)
         used_C = count_RC[0] > 0
@@ -242,6 +249,11 @@ def assigned(vectors_TH: np.ndarray, centroids_CH: np.ndarray, grouping: tuple |
             members_N = members_GN[group_T[rows[0]]]
             codes_T[rows] = members_N[nearest(vectors_TH[rows], centroids_CH.take(members_N, axis=0))]
     return codes_T
+
+
+def nearly_nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
+    """As `assigned`, by groups of these centroids where there are enough of them."""
+    return assigned(vectors_TH, centroids_CH, groups(centroids_CH))
 
 
 def n_centroids_for(n_tokens: int) -> int:

@@ -1,11 +1,13 @@
 """Search as PyTorch operations: the results of the CPU's engine, wherever the tensors lie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.test_plaid import ORIGIN, names, overlap, realistic
-from xmlib.index import exact, gpu, plaid
+from xmlib.index import exact, gpu, plaid, residual
 from xmlib.index.vectors import TokenVectors
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -109,3 +111,37 @@ def test_codes_beyond_sixteen_bits_fit(case, tmp_path):
     parts = [np.array([1, 70_000], np.uint32), np.array([2**31 - 1], np.uint32)]
     some = gpu._OnDevice(None, ["a"], np.array([3]), "cpu")
     assert some.joined(parts, torch.int32).tolist() == [1, 70_000, 2**31 - 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_vectors_are_coded_as_on_the_cpu(case, index, device, monkeypatch):
+    monkeypatch.setattr(gpu, "CODED", 1000)
+    monkeypatch.setattr(residual, "GROUPED", 10**9)  # every centroid is looked at
+    vectors_TH, codec = case[0].vectors_TH[:3500], replace(index.codec)
+    wanted, found = codec.encode(vectors_TH), gpu.CodecOnDevice(codec, device).encode(vectors_TH)
+    for one, other in zip(wanted, found, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one == other).mean() > 0.99  # a tie, or nearly one, may go either way
+    with pytest.raises(ValueError, match="the index holds 128 dimensions, the vectors 64"):
+        gpu.CodecOnDevice(index.codec, device).encode(vectors_TH[:, :64])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_nearest_centroid_is_that_of_the_cpu(case, device, monkeypatch):
+    monkeypatch.setattr(gpu, "PRODUCTS", 5000)
+    monkeypatch.setattr(gpu, "DECODED", 1000)
+    vectors_TH = case[0].vectors_TH
+    codes_T = gpu.nearest(vectors_TH, vectors_TH[:300], device)
+    assert codes_T.dtype == np.int32
+    np.testing.assert_array_equal(codes_T, residual.nearest(vectors_TH, vectors_TH[:300]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_index_built_on_a_device_finds_as_much(case, tmp_path, device):
+    vectors, q_ASH, q_mask_AS = case
+    _, wanted = exact.search(vectors, q_ASH, q_mask_AS, 10)
+    found = {}
+    for where in (None, device):
+        index = plaid.build(tmp_path / str(where), vectors.slice, names(400), ORIGIN, rescore=False, device=where)
+        found[where] = overlap(index.search(q_ASH, q_mask_AS, 10)[1], wanted)
+    assert found[device] > found[None] - 0.02 > 0.9
