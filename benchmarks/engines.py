@@ -47,7 +47,7 @@ def build_ours(data, folder, **choices):
     from xmlib.index import plaid
     from xmlib.index.vectors import TokenVectors
 
-    vectors = TokenVectors(data["vectors"], data["offsets"])
+    vectors = TokenVectors(data["vectors"], data["offsets"], data.get("types"))
     ids = [str(b) for b in range(len(vectors))]
     origin = {"model": "benchmark", "lang": "en", "collection": "benchmark"}
     plaid.build(folder / "index", vectors.slice, ids, origin, **choices)
@@ -353,10 +353,11 @@ def reduced(data: dict, B: int) -> dict[str, np.ndarray]:
     others = np.setdiff1d(np.arange(len(data["offsets"]) - 1), relevant)
     n = max(min(B - len(relevant), len(others)), 0)
     kept = np.sort(np.concatenate([relevant, others[np.arange(n) * len(others) // max(n, 1)]]))
-    vectors = np.concatenate([data["vectors"][data["offsets"][b] : data["offsets"][b + 1]] for b in kept])
+    rows = np.concatenate([np.arange(data["offsets"][b], data["offsets"][b + 1]) for b in kept])
+    tokens = {name: data[name][rows] for name in ("vectors", "types") if name in data}
     offsets = np.concatenate([[0], np.cumsum(np.diff(data["offsets"])[kept])])
     there = {"relevant": np.searchsorted(kept, data["relevant"])} if "relevant" in data else {}
-    return {"vectors": vectors, "offsets": offsets} | there
+    return tokens | {"offsets": offsets} | there
 
 
 def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
@@ -452,7 +453,7 @@ def main() -> None:
     data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
     rows = []
     with _workplace(args.keep) as work:
-        for name in ("vectors", "offsets", "queries", "query_lengths"):
+        for name in {"vectors", "offsets", "types", "queries", "query_lengths"} & set(data):
             np.save(work / f"{name}.npy", data[name])
         built = _build_all(names, work, args.peers, _fingerprint(data))
         for threads in args.threads:
@@ -509,7 +510,8 @@ def _workplace(keep: Path | None):
 
 def _fingerprint(data: dict) -> str:
     digest = hashlib.blake2b(data["offsets"].tobytes(), digest_size=6)
-    digest.update(data["vectors"][:: max(len(data["vectors"]) // 10_000, 1)].tobytes())
+    for name in sorted({"vectors", "types"} & set(data), reverse=True):
+        digest.update(data[name][:: max(len(data[name]) // 10_000, 1)].tobytes())
     return digest.hexdigest()
 
 

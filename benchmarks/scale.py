@@ -143,7 +143,7 @@ class Counted:
 def measure(file: Path, B: int, n_shards: int, A: int, real: bool, tokens: float | None, folder: Path) -> dict:
     data = dict(np.load(file))
     source = Generator(data, tokens)
-    real_passages = TokenVectors(data.pop("vectors"), data["offsets"]) if real else None
+    real_passages = TokenVectors(data.pop("vectors"), data["offsets"], data.get("types")) if real else None
     data.pop("vectors", None)  # as large as they are
     if real:
         keep = np.flatnonzero(data["relevant"] < B)[:A]

@@ -6,8 +6,9 @@
 Questions and judgements are those of the first collection; passages of the others are there to be told apart from its
 own. Only questions with an answer count, and as many as asked for, evenly spaced.
 
-The file holds `vectors` (T, H) float16, `offsets` (B + 1,), `queries` (A, S, H) float32, filled up with zeros behind
-`query_lengths` (A,), and `relevant` (A,), the position of the first passage that answers each question.
+The file holds `vectors` (T, H) float16, `offsets` (B + 1,), `types` (T,), which piece of the vocabulary each token is,
+`queries` (A, S, H) float32, filled up with zeros behind `query_lengths` (A,), and `relevant` (A,), the position of the
+first passage that answers each question.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def main() -> None:
     arrays = {
         "vectors": passages.vectors_TH,
         "offsets": passages.offsets_B1,
+        "types": passages.types_T,
         "queries": queries_ASH,
         "query_lengths": mask_AS.sum(axis=1),
         "relevant": np.array([asked.passages.position(next(iter(judged))) for judged in asked.qrels.values()]),

@@ -92,10 +92,17 @@ def test_slices_concatenate_to_the_whole():
     whole = TokenVectors.concatenate([vectors.slice(0, 1), vectors.slice(1, 4)])
     np.testing.assert_array_equal(whole.vectors_TH, vectors.vectors_TH)
     np.testing.assert_array_equal(whole.offsets_B1, vectors.offsets_B1)
+    assert whole.types_T is None
+    typed = TokenVectors(vectors.vectors_TH, vectors.offsets_B1, np.arange(10))
+    assert typed.slice(2, 4).types_T.tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert TokenVectors.concatenate([typed.slice(2, 4), typed]).types_T.tolist() == [*range(3, 10), *range(10)]
+    assert TokenVectors.concatenate([vectors, typed]).types_T is None, "types of a part are no types of the whole"
 
 
 def test_vectors_and_offsets_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of token vectors, 3"):
         TokenVectors(np.zeros((3, 2), np.float32), np.array([0, 2]))
+    with pytest.raises(ValueError, match="2 types of tokens for 3 token vectors"):
+        TokenVectors(np.zeros((3, 2), np.float32), np.array([0, 3]), np.array([1, 2]))
     with pytest.raises(ValueError, match="float64"):
         TokenVectors(np.zeros((3, 2)), np.array([0, 3]))

@@ -24,6 +24,7 @@ def test_passages_are_unit_vectors_of_the_scored_tokens(colbert):
     tokens = tokenize_passages(toys.tokenizer(), TEXTS, LAYOUT)
     assert found.vectors_TH.dtype == np.float16 and len(found) == len(TEXTS)
     assert len(found.vectors_TH) == tokens.scored_T.sum() < len(tokens.ids_T)  # punctuation is left out
+    np.testing.assert_array_equal(found.types_T, tokens.ids_T[tokens.scored_T])
     np.testing.assert_allclose(np.linalg.norm(found.vectors_TH.astype(np.float32), axis=1), 1, atol=2e-3)
 
 

@@ -23,8 +23,8 @@ def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def realistic(B=400, A=60, S=32, types=300, group=12, topic=0.4, noise=0.35, seed=0):
-    """Passages and queries as a trained model might embed them.
+def realistic(B=400, A=60, S=32, types=300, group=12, topic=0.4, noise=0.35, seed=0, typed=False):
+    """Passages and queries as a trained model might embed them; `typed`: with the word that each token is.
 
     A token's vector is its word's direction, bent by the passage's topic and by noise. Passages come in groups that
     share favourite words and part of their topic, so a query has near misses. A query takes the twelve
@@ -54,7 +54,8 @@ def realistic(B=400, A=60, S=32, types=300, group=12, topic=0.4, noise=0.35, see
     asked_ASH = words[own_Bw[source_A]] + topic_BH[source_A][:, None] + noise * draw(A, 12)
     masks_ASH = asked_ASH[:, rng.integers(0, 12, S - 12)] + noise * draw(A, S - 12)
     q_ASH = unit(np.concatenate([asked_ASH, masks_ASH], axis=1))
-    return TokenVectors.from_lengths(vectors_TH, lengths_B), q_ASH, np.ones((A, S), dtype=bool)
+    words_T = word_T.astype(np.int32) if typed else None
+    return TokenVectors(vectors_TH, offsets_of(lengths_B), words_T), q_ASH, np.ones((A, S), dtype=bool)
 
 
 def names(n):
@@ -131,6 +132,35 @@ def test_more_effort_finds_no_less(case, rescoring):
     assert found == sorted(found)
     with pytest.raises(ValueError, match="effort must be one of 1, 2, 3, 4, not 5"):
         rescoring.search(q_ASH, q_mask_AS, 10, effort=5)
+
+
+def test_types_of_tokens_bring_centroids_nearer(case, index, tmp_path):
+    vectors = realistic(typed=True)[0]
+    typed = plaid.build(tmp_path / "typed", vectors.slice, index.ids, ORIGIN, rescore=False)
+    away = {}
+    for name, one in (("typed", typed), ("plain", index)):
+        codes_T = np.concatenate(list(one.arrays()["codes"]))
+        away[name] = 1 - (one.codec.rotate(vectors.vectors_TH) * one.codec.centroids_CH[codes_T]).sum(axis=1).mean()
+    assert away["typed"] < 0.95 * away["plain"]
+    own_T = typed.codec.types_C[np.concatenate(list(typed.arrays()["codes"]))]
+    assert (own_T == vectors.types_T)[np.isin(vectors.types_T, typed.codec.types_C)].all()
+    _, wanted = exact.search(*case, 10)
+    found = {name: overlap(one.search(*case[1:], 10)[1], wanted) for name, one in (("typed", typed), ("plain", index))}
+    assert found["typed"] >= found["plain"] - 0.005
+
+
+def test_passages_with_and_without_types_are_added_to_an_index_with_types(tmp_path):
+    vectors, q_ASH, q_mask_AS = realistic(typed=True)
+    ids = names(400)
+    index = plaid.build(tmp_path / "index", vectors.slice(0, 300).slice, ids[:300], ORIGIN)
+    assert index.codec.types_C is not None
+    index.add(ids[300:350], vectors.slice(300, 350))
+    untyped = vectors.slice(350, 380)
+    index.add(ids[350:380], TokenVectors(untyped.vectors_TH, untyped.offsets_B1))
+    strange = vectors.slice(380, 400)
+    index.add(ids[380:], TokenVectors(strange.vectors_TH, strange.offsets_B1, strange.types_T + 10_000))
+    _, wanted = exact.search(vectors, q_ASH, q_mask_AS, 10)
+    assert overlap(plaid.open(tmp_path / "index").search(q_ASH, q_mask_AS, 10)[1], wanted) >= 0.97
 
 
 @pytest.mark.parametrize("kind", ["index", "rescoring", "listed"])

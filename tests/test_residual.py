@@ -1,5 +1,7 @@
 """The codec: bits in and out, codewords worked by hand, the error of each bit width, the same on every run."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -169,3 +171,24 @@ def test_settings_that_will_not_do_are_refused():
         residual.train(vectors_TH[:, :30], 4, 2)
     with pytest.raises(ValueError, match="the index holds 32 dimensions, the vectors 16"):
         residual.train(vectors_TH, 4, 2).encode(vectors_TH[:, :16])
+
+
+def test_types_share_the_centroids_and_rare_ones_pool_theirs():
+    rng = np.random.default_rng(0)
+    types_T = np.concatenate([np.full(3000, 7), np.full(400, 9), np.arange(100, 160)]).astype(np.int32)
+    vectors_TH = clustered(T=len(types_T))
+    order = rng.permutation(len(types_T))
+    types_T, vectors_TH = types_T[order], vectors_TH[order]
+    centroids_CH, types_C = residual.kmeans_by_type(vectors_TH, types_T, 64, seed=1)
+    assert len(centroids_CH) == len(types_C) == 64 and (np.diff(types_C) >= 0).all()
+    count = {of: int((types_C == of).sum()) for of in (7, 9, residual.REST)}
+    assert sum(count.values()) == 64 and count[7] > count[9] > 3 and count[residual.REST] > 3
+    assert count[7] / count[9] < 3000 / 400, "rare types have more than their share of the tokens"
+    np.testing.assert_array_equal(centroids_CH, residual.kmeans_by_type(vectors_TH, types_T, 64, seed=1)[0])
+
+    others = partial(residual.nearest, centroids_CH=centroids_CH)
+    codes_T = residual.assigned_by_type(vectors_TH, types_T, centroids_CH, types_C, others)
+    for of in (7, 9, 120):  # the last has none of its own
+        own = np.flatnonzero((types_C == of) | (of == 120))
+        product_TC = vectors_TH[types_T == of] @ centroids_CH[own].T
+        np.testing.assert_array_equal(codes_T[types_T == of], own[product_TC.argmax(axis=1)])

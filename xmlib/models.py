@@ -333,7 +333,7 @@ class MultiVector(Retriever):
             return self.vectors(part, lang, part.scored_T).half()
 
         self._in_batches(compute, put, tokens, batch_tokens, progress)
-        return TokenVectors(vectors_TH, offsets_B1)
+        return TokenVectors(vectors_TH, offsets_B1, tokens.ids_T[tokens.scored_T].astype(np.int32))
 
     def encode_queries(
         self,

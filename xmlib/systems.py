@@ -227,7 +227,8 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
         "lang": collection.lang,
         "model": identity(system.model),
         "adapters": system.route(collection.lang),
-        "engine": f"{system.engine} 2" if system.group == "multi-vector" else None,  # 2: product-quantised residuals
+        # 2: product-quantised residuals; 3: centroids by types of tokens.
+        "engine": f"{system.engine} 3" if system.group == "multi-vector" else None,
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
     } | ({"settings": system.settings} if system.settings else {})
 

@@ -66,7 +66,8 @@ class ExactIndex:
     def __init__(self, stored: store.Stored) -> None:
         self.stored = stored
         self.ids = stored.ids
-        self.vectors = TokenVectors(stored.arrays["vectors"], offsets_of(stored.arrays["lengths"]))
+        arrays = stored.arrays
+        self.vectors = TokenVectors(arrays["vectors"], offsets_of(arrays["lengths"]), arrays.get("types"))
 
     def search(self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return search(self.vectors, q_ASH, q_mask_AS, k)
@@ -98,7 +99,8 @@ def open(folder) -> ExactIndex:
 
 def arrays_of(vectors: TokenVectors) -> dict[str, np.ndarray]:
     """What is stored of token vectors: float16, and lengths in place of offsets, which count on from chunk to chunk."""
-    return {"vectors": vectors.vectors_TH.astype(np.float16), "lengths": vectors.lengths_B.astype(np.int32)}
+    arrays = {"vectors": vectors.vectors_TH.astype(np.float16), "lengths": vectors.lengths_B.astype(np.int32)}
+    return arrays if vectors.types_T is None else arrays | {"types": vectors.types_T.astype(np.int32)}
 
 
 def _tiles(offsets_B1: np.ndarray, tile_tokens: int):

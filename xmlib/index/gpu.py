@@ -65,8 +65,10 @@ class CodecOnDevice:
         return self.codec.rotate(vectors_TH)
 
     @torch.inference_mode()
-    def encode(self, vectors_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `residual.Codec.encode`."""
+    def encode(
+        self, vectors_TH: np.ndarray, types_T: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `residual.Codec.encode`, but that every centroid is looked at, whatever the type of a token."""
         rotated_TH = self._on(self.codec.checked(vectors_TH)) @ self.rotation_HH
         codes_T = _nearest(rotated_TH, self.centroids_CH)
         coded = [self._residuals(*part) for part in zip(rotated_TH.split(CODED), codes_T.split(CODED), strict=True)]

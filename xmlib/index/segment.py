@@ -223,10 +223,14 @@ class Run(Mapping):
 
 
 def compress(
-    codec: residual.Codec, fine_scales: np.ndarray | None, vectors_TH: np.ndarray, lengths_B: np.ndarray
+    codec: residual.Codec,
+    fine_scales: np.ndarray | None,
+    vectors_TH: np.ndarray,
+    lengths_B: np.ndarray,
+    types_T: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Passages as segments hold them, though not yet packed."""
-    codes_T, gains_T, residuals_TR = codec.encode(vectors_TH)
+    codes_T, gains_T, residuals_TR = codec.encode(vectors_TH, types_T)
     arrays = {"codes": codes_T, "gains": gains_T, "residuals": residuals_TR, "lengths": lengths_B.astype(np.int32)}
     if fine_scales is not None:
         arrays["fine"] = np.clip(np.rint(codec.rotate(vectors_TH) / fine_scales), -127, 127).astype(np.int8)

@@ -115,7 +115,8 @@ def build(
     index = _trained(sample_TH, lists, seed)
     for part in done:
         index.add(part["vectors"].astype(np.float32))
-    store.create(folder, KIND, origin, choices, ids, store.join(done) | {"faiss": _bytes(index)})
+    arrays = {name: store.Column(done, name) for name in ("vectors", "lengths")}
+    store.create(folder, KIND, origin, choices, ids, arrays | {"faiss": _bytes(index)})
     return open(folder)
 
 

@@ -18,6 +18,7 @@ class TokenVectors:
 
     vectors_TH: np.ndarray  # float16 or float32
     offsets_B1: np.ndarray  # int64, (B + 1,)
+    types_T: np.ndarray | None = None  # int32: which piece of the vocabulary each token is, where that is known
 
     def __post_init__(self) -> None:
         offsets_B1, T = self.offsets_B1, len(self.vectors_TH)
@@ -28,6 +29,8 @@ class TokenVectors:
             )
         if offsets_B1[0] != 0 or offsets_B1[-1] != T or (np.diff(offsets_B1) < 0).any():
             raise ValueError(f"offsets must rise from 0 to the number of token vectors, {T}; got {offsets_B1}")
+        if self.types_T is not None and len(self.types_T) != T:
+            raise ValueError(f"{len(self.types_T)} types of tokens for {T} token vectors")
 
     def __len__(self) -> int:
         return len(self.offsets_B1) - 1
@@ -39,7 +42,9 @@ class TokenVectors:
     def slice(self, start: int, stop: int) -> "TokenVectors":
         """Documents start to stop, as a view. Its shape is what every `build` takes as `chunks`."""
         offsets_N1 = self.offsets_B1[start : stop + 1]
-        return TokenVectors(self.vectors_TH[offsets_N1[0] : offsets_N1[-1]], offsets_N1 - offsets_N1[0])
+        rows = slice(offsets_N1[0], offsets_N1[-1])
+        types_T = None if self.types_T is None else self.types_T[rows]
+        return TokenVectors(self.vectors_TH[rows], offsets_N1 - offsets_N1[0], types_T)
 
     @classmethod
     def from_lengths(cls, vectors_TH: np.ndarray, lengths_B: np.ndarray) -> "TokenVectors":
@@ -49,4 +54,6 @@ class TokenVectors:
     def concatenate(cls, parts: Iterable["TokenVectors"]) -> "TokenVectors":
         parts = list(parts)
         lengths_B = np.concatenate([part.lengths_B for part in parts])
-        return cls.from_lengths(np.concatenate([part.vectors_TH for part in parts]), lengths_B)
+        types = [part.types_T for part in parts]
+        types_T = None if any(of is None for of in types) else np.concatenate(types)
+        return cls(np.concatenate([part.vectors_TH for part in parts]), offsets_of(lengths_B), types_T)
