@@ -134,17 +134,18 @@ def test_rescoring_is_maxsim_of_eight_bit_vectors(rng, L):
 
 
 @pytest.mark.parametrize("d", [2, 4, 8])
-def test_the_nearest_of_256_codewords_is_found(rng, d):
+@pytest.mark.parametrize("n", [300, 301, 1, 0])
+def test_the_nearest_of_256_codewords_is_found(rng, d, n):
     codebook_RWd = rng.standard_normal((8 // d, 256, d)).astype(np.float32)
-    x_TH = rng.standard_normal((300, 8)).astype(np.float32)
-    code_TR = np.empty((300, 8 // d), np.uint8)
-    kernels.nearest_codewords(x_TH, np.ascontiguousarray(codebook_RWd.transpose(0, 2, 1)), code_TR)
-    away_TRW = np.square(x_TH.reshape(300, -1, 1, d) - codebook_RWd).sum(axis=-1)
+    codebook = np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1)), np.square(codebook_RWd).sum(axis=2)
+    x_TH = rng.standard_normal((n, 8)).astype(np.float32)
+    x_TH[-1:] = codebook_RWd[:, 7].reshape(-1)  # at distance 0
+    code_TR = np.empty((n, 8 // d), np.uint8)
+    kernels.nearest_codewords(x_TH, *codebook, code_TR)
+    away_TRW = np.square(x_TH.reshape(n, 8 // d, 1, d) - codebook_RWd).sum(axis=-1)
     chosen_TR = np.take_along_axis(away_TRW, code_TR[..., None].astype(int), axis=2)[..., 0]
-    np.testing.assert_allclose(chosen_TR, away_TRW.min(axis=2), rtol=1e-4)
-    x_TH[0] = codebook_RWd[:, 7].reshape(-1)  # at distance 0
-    kernels.nearest_codewords(x_TH, np.ascontiguousarray(codebook_RWd.transpose(0, 2, 1)), code_TR)
-    assert (code_TR[0] == 7).all()
+    np.testing.assert_allclose(chosen_TR, away_TRW.min(axis=2, initial=np.inf), rtol=1e-4, atol=1e-5)
+    assert (code_TR[-1:] == 7).all()
 
 
 def test_postings_name_each_passage_once_at_each_centroid(rng, codes_T):

@@ -518,19 +518,32 @@ def maxsim_tile(sim_TQ, offsets_N1, q_offsets_A1, score_AN):
 
 
 @compiled
-def nearest_codewords(x_TH, codebook_RdW, code_TR):
-    """For each run of d dimensions the nearest of 256 codewords."""
-    R, d, W = codebook_RdW.shape
+def nearest_codewords(x_TH, twice_RdW, square_RW, code_TR):
+    """For each run of d dimensions the nearest of 256 codewords: |x - w|^2 = |x|^2 - 2 x w + |w|^2.
+
+    twice_RdW are the codewords times -2. Two vectors share the loads of a codeword; of an odd number of vectors the
+    last is met twice.
+    """
+    R, d, W = twice_RdW.shape
     for r in range(R):
-        for t in range(len(x_TH)):
-            least = fill(np.int32(2**31 - 1))
+        for t in range(0, len(x_TH), 2):
+            u = min(t + 1, len(x_TH) - 1)
+            one_square = other_square = np.float32(0)
+            for h in range(r * d, (r + 1) * d):
+                one_square += x_TH[t, h] * x_TH[t, h]
+                other_square += x_TH[u, h] * x_TH[u, h]
+            one_least = other_least = fill(np.int32(2**31 - 1))
             for w in range(0, W, LANES):
-                distance = fill(np.float32(0))
+                square = load(square_RW, r * W + w)
+                one, other = plus(square, fill(one_square)), plus(square, fill(other_square))
                 for i in range(d):
-                    away = minus(load(codebook_RdW, (r * d + i) * W + w), fill(x_TH[t, r * d + i]))
-                    distance = plus(distance, times(away, away))
-                least = smaller(least, keyed(distance, np.int32(w)))
-            code_TR[t, r] = lowest(least) & 255
+                    codeword = load(twice_RdW, (r * d + i) * W + w)
+                    one = plus(one, times(codeword, fill(x_TH[t, r * d + i])))
+                    other = plus(other, times(codeword, fill(x_TH[u, r * d + i])))
+                one_least = smaller(one_least, keyed(one, np.int32(w)))
+                other_least = smaller(other_least, keyed(other, np.int32(w)))
+            code_TR[t, r] = lowest(one_least) & 255
+            code_TR[u, r] = lowest(other_least) & 255
 
 
 @compiled

@@ -202,8 +202,10 @@ def codewords(residuals_TH: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
 def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.ndarray:
     """Returns (T, R), uint8."""
     code_TR = np.empty((len(residuals_TH), len(codebook_RWd)), np.uint8)
-    transposed_RdW = np.ascontiguousarray(codebook_RWd.transpose(0, 2, 1))
-    kernels.nearest_codewords(np.ascontiguousarray(residuals_TH), transposed_RdW, code_TR)
+    twice_RdW = np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1))
+    kernels.nearest_codewords(
+        np.ascontiguousarray(residuals_TH), twice_RdW, np.square(codebook_RWd).sum(axis=2), code_TR
+    )
     return code_TR
 
 
