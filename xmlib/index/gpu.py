@@ -12,8 +12,8 @@ of a candidate, as the CPU does at the highest effort.
 Looking up the products of a passage's centroids and keeping the highest is what PyTorch calls a bag of embeddings: one
 operation, which never holds the products of all tokens. Nothing here asks for a GPU, and the tests run on the CPU.
 
-In a build every vector is compared with every centroid: the CPU saves most of these products by groups of centroids,
-and gives one vector in forty a hardly worse one.
+In a build every vector is compared with every centroid: the CPU saves most of these products by types of tokens or by
+groups of centroids, and does not always find the nearest one.
 
 Axes, used as suffixes:  A queries · B passages · N some of them · S query tokens · T document tokens · Q = A x S
                          C centroids · H embedding · R bytes of a residual · W codewords · d = H / R · k results
@@ -40,9 +40,8 @@ def nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray, device: torch.devi
     centroids_CH = torch.tensor(centroids_CH, device=device)
     codes_T = np.empty(len(vectors_TH), np.int32)
     for t in range(0, len(vectors_TH), DECODED):
-        codes_T[t : t + DECODED] = _nearest(
-            torch.tensor(vectors_TH[t : t + DECODED], device=device), centroids_CH
-        ).cpu()
+        part_TH = torch.tensor(vectors_TH[t : t + DECODED], device=device)
+        codes_T[t : t + DECODED] = _nearest(part_TH, centroids_CH).cpu()
     return codes_T
 
 
