@@ -25,6 +25,7 @@ from xmlib import processes, stages
 from xmlib.paths import FIGURES, ROOT, RUNS
 
 CONTROLS = ("profile", "plan")  # parameters that say how a notebook is run, not what it computes
+KERNELS = "64"  # that oneDNN keeps, of those it compiles for every shape: of its usual 1,024 most never come again
 SHOWN_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 _started: float | None = None  # when `start` ran in this kernel; `cost` counts from here
@@ -48,6 +49,7 @@ def start(stem: str, names: dict) -> None:
     if "seed" in declared:
         _seed(names["seed"])
     _quieten_transformers()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     logging.getLogger("asyncio").addFilter(_is_not_of_an_ending_kernel)
     processes.prepare()
     versions = " · ".join(f"{name} {version(name)}" for name in SHOWN_VERSIONS)
