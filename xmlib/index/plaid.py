@@ -89,10 +89,10 @@ class PlaidIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
-        `effort`, 1 to 4, trades time for recall: of exact search's top 10 over 2.0 million real tokens every effort
-        found 0.985 to 0.99 with the side file and 0.945 to 0.95 without; of its top 100, efforts 1 to 4 found 0.95,
-        0.99, 0.99 and 0.99, and 0.93, 0.96, 0.97 and 0.97. Effort 4 reads every token of a candidate. The rest is for
-        experts, and follows from k and effort where it is not given.
+        `effort`, 1 to 4, trades time for recall: of exact search's top 10, 100 and 1,000 over 2.6 million real tokens
+        (record S11) every effort found 0.99 with the side file; without it effort 1 found 0.97 and the others 0.98.
+        Effort 4 reads every candidate with all its tokens. The rest is for experts, and follows from k and effort where
+        it is not given.
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
         default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
