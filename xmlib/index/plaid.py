@@ -43,6 +43,7 @@ LISTED = 8  # passages out of the lists for each candidate
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 FIRST = 4  # the part of the candidates, as a divisor, that tells which of the others have to be read
 SURE = 3.0  # standard deviations
+WEIGHED = 200  # others, of which fewer are read sooner than it is found out which can matter
 SMALL = 1000  # passages; a change writes segments of no more anew rather than leave them as they are
 GONE = 1 / 4  # of a segment's passages; where more were taken out, the rest is written anew
 # n_candidates, so many and so many for each of the k; and how many standard deviations of what residuals add a token's
@@ -180,7 +181,7 @@ class PlaidIndex:
 
         rough_N = tables.score_B[best_N]
         first = kernels.best(rough_N, max(len(best_N) // FIRST, wanted + wanted // FIRST))
-        if reach == math.inf or len(first) == len(best_N):
+        if reach == math.inf or len(best_N) - len(first) < WEIGHED:
             rerank(np.arange(len(best_N)))
             return score_N
         rerank(first)
