@@ -25,7 +25,7 @@ from xmlib import processes, stages
 from xmlib.paths import FIGURES, ROOT, RUNS
 
 CONTROLS = ("profile", "plan")  # parameters that say how a notebook is run, not what it computes
-KERNELS = "64"  # that oneDNN keeps, of those it compiles for every shape: of its usual 1,024 most never come again
+KERNELS = "256"  # that oneDNN keeps, of those it compiles for every shape: of its usual 1,024 most never come again
 SHOWN_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 _started: float | None = None  # when `start` ran in this kernel; `cost` counts from here
