@@ -453,8 +453,9 @@ def main() -> None:
     data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
     rows = []
     with _workplace(args.keep) as work:
-        for name in {"vectors", "offsets", "types", "queries", "query_lengths"} & set(data):
-            np.save(work / f"{name}.npy", data[name])
+        for name in ("vectors", "offsets", "types", "queries", "query_lengths"):
+            if name in data:
+                np.save(work / f"{name}.npy", data[name])
         built = _build_all(names, work, args.peers, _fingerprint(data))
         for threads in args.threads:
             engines = []
@@ -510,8 +511,9 @@ def _workplace(keep: Path | None):
 
 def _fingerprint(data: dict) -> str:
     digest = hashlib.blake2b(data["offsets"].tobytes(), digest_size=6)
-    for name in sorted({"vectors", "types"} & set(data), reverse=True):
-        digest.update(data[name][:: max(len(data[name]) // 10_000, 1)].tobytes())
+    for name in ("vectors", "types"):
+        if name in data:
+            digest.update(data[name][:: max(len(data[name]) // 10_000, 1)].tobytes())
     return digest.hexdigest()
 
 

@@ -206,7 +206,7 @@ def _built(
         "analysis": analysis.VERSION if system.kind == "bm25" else None,
     } | more
     name = f"{name}-{collection.lang}"
-    return stages.stage(RUNS / "indexes", name, 1, inputs, lambda into: build(into / "index"), say) / "index"
+    return stages.stage(RUNS / "indexes", name, 2, inputs, lambda into: build(into / "index"), say) / "index"
 
 
 def _encoder(system: System, collection: Collection) -> Callable[[str], tuple]:

@@ -58,6 +58,8 @@ class CodecOnDevice:
         self.codec, self.device = codec, torch.device(device)
         arrays = (codec.rotation_HH, codec.centroids_CH, codec.codebook_RWd, codec.gain_levels)
         self.rotation_HH, self.centroids_CH, self.codebook_RWd, self.gain_levels = map(self._on, arrays)
+        R, W, _ = codec.codebook_RWd.shape
+        self.first_R = torch.arange(0, R * W, W, device=self.device)  # of its codewords among those of all bytes
         self.square_RW = self.codebook_RWd.square().sum(dim=2)
 
     def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
@@ -76,17 +78,24 @@ class CodecOnDevice:
 
     def _residuals(self, rotated_TH: torch.Tensor, codes_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """gains_T and residuals_TR, both uint8: the level nearest to unit length, and the nearest codewords."""
-        R, W, d = self.codebook_RWd.shape
+        R, _, d = self.codebook_RWd.shape
         sum_TH = self.centroids_CH[codes_T]
         rest_RTd = (rotated_TH - sum_TH).view(-1, R, d).transpose(0, 1)
         # Squares of distances, less the square of the residual, which is the same for all codewords.
         distance_RTW = self.square_RW[:, None] - 2 * rest_RTd @ self.codebook_RWd.transpose(1, 2)
         residuals_TR = distance_RTW.argmin(dim=2).T
-        first_R = torch.arange(0, R * W, W, device=self.device)
-        sum_TH += F.embedding(residuals_TR + first_R, self.codebook_RWd.view(-1, d)).flatten(1)
+        sum_TH += self._values(residuals_TR)
         step = self.gain_levels[1] - self.gain_levels[0]
         level_T = (1 / sum_TH.norm(dim=1) - self.gain_levels[0]) / step
         return level_T.round().clamp(0, len(self.gain_levels) - 1).byte(), residuals_TR.byte()
+
+    def decode(self, codes_T: torch.Tensor, gains_T: torch.Tensor, residuals_TR: torch.Tensor) -> torch.Tensor:
+        """Rotated vectors, float32."""
+        sum_TH = self._values(residuals_TR).add_(self.centroids_CH[codes_T])
+        return sum_TH.mul_(self.gain_levels[gains_T.long()][:, None])
+
+    def _values(self, residuals_TR: torch.Tensor) -> torch.Tensor:
+        return F.embedding(residuals_TR + self.first_R, self.codebook_RWd.flatten(0, 1)).flatten(1)
 
     def _on(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array, device=self.device)
@@ -157,35 +166,25 @@ class PlaidOnDevice(_OnDevice):
     """
 
     def __init__(self, index, device: torch.device | str) -> None:
-        arrays, codec = index.arrays(), index.codec
+        arrays, self.codec = index.arrays(), CodecOnDevice(index.codec, device)
         super().__init__(index.stored, index.ids, np.concatenate([*map(np.asarray, arrays["lengths"])]), device)
         self.codes_T = self.joined(arrays["codes"], torch.int32)
         self.gains_T = self.joined(arrays["gains"], torch.uint8)
         self.residuals_TR = self.joined(arrays["residuals"], torch.uint8)
-        self.rotation_HH, self.centroids_CH = self.on(codec.rotation_HH), self.on(codec.centroids_CH)
-        self.codewords = self.on(codec.codebook_RWd.reshape(-1, codec.codebook_RWd.shape[2]))
-        self.first_R = self.on(np.arange(0, len(self.codewords), codec.codebook_RWd.shape[1]))
-        self.gain_levels = self.on(codec.gain_levels)
         self.fine_TH = None
         if index.rescores:
             self.fine_TH = self.joined(arrays["fine"], torch.int8)
             self.fine_scales_H = self.on(np.asarray(index.stored.arrays["fine_scales"]))
 
     @torch.inference_mode()
-    def search(
-        self,
-        q_ASH: np.ndarray,
-        q_mask_AS: np.ndarray,
-        k: int,
-        effort: int = 2,
-        n_candidates: int | None = None,
-        n_rescored: int | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `plaid.PlaidIndex.search`."""
-        n_candidates, n_rescored, _ = plaid.limits(k, effort, n_candidates, n_rescored)
+    def search(self, q_ASH: np.ndarray, q_mask_AS: np.ndarray, k: int, **choices) -> tuple[np.ndarray, np.ndarray]:
+        """As `plaid.PlaidIndex.search`; the choices are those of `plaid.limits`."""
+        n_candidates, n_rescored, _ = plaid.limits(k, **choices)
         found = _Found(len(q_ASH), k)
-        q_ASH = self.on((q_ASH * q_mask_AS[..., None]).astype(np.float32)) @ self.rotation_HH  # of no token: adds 0
-        at_once = max(1, TABLE // (q_ASH.shape[1] * len(self.centroids_CH)))
+        q_ASH = (
+            self.on((q_ASH * q_mask_AS[..., None]).astype(np.float32)) @ self.codec.rotation_HH
+        )  # of no token: adds 0
+        at_once = max(1, TABLE // (q_ASH.shape[1] * len(self.codec.centroids_CH)))
         for some_A in torch.arange(len(q_ASH)).split(at_once):
             best_AN = self._approximate(q_ASH[some_A]).topk(min(n_candidates, len(self.ids))).indices.sort().values
             for a, best_N in zip(some_A.tolist(), best_AN, strict=True):
@@ -196,7 +195,7 @@ class PlaidOnDevice(_OnDevice):
     def _approximate(self, q_ASH: torch.Tensor) -> torch.Tensor:
         """The first stage: (A, B), -inf for a passage with no token."""
         A, S, _ = q_ASH.shape
-        table_CQ = self.centroids_CH @ q_ASH.flatten(0, 1).T
+        table_CQ = self.codec.centroids_CH @ q_ASH.flatten(0, 1).T
         table_CQ = table_CQ.half() if table_CQ.is_cuda else table_CQ
         score_AB = torch.empty(A, len(self.ids), device=self.device)
         step = max(1, HIGHEST // max(1, A * S))
@@ -219,10 +218,7 @@ class PlaidOnDevice(_OnDevice):
         return score_N, position_N
 
     def _decode(self, rows_T: torch.Tensor) -> torch.Tensor:
-        """Rotated vectors, float32."""
-        vectors_TH = F.embedding(self.residuals_TR[rows_T] + self.first_R, self.codewords).flatten(1)
-        vectors_TH += self.centroids_CH[self.codes_T[rows_T]]
-        return vectors_TH.mul_(self.gain_levels[self.gains_T[rows_T].long()][:, None])
+        return self.codec.decode(self.codes_T[rows_T], self.gains_T[rows_T], self.residuals_TR[rows_T])
 
     def _fine(self, rows_T: torch.Tensor) -> torch.Tensor:
         """Rotated vectors in units of their scales, float32."""

@@ -299,7 +299,9 @@ class PlaidIndex:
         }
 
 
-def limits(k: int, effort: int, n_candidates: int | None, n_rescored: int | None) -> tuple[int, int, float]:
+def limits(
+    k: int, effort: int = 2, n_candidates: int | None = None, n_rescored: int | None = None
+) -> tuple[int, int, float]:
     """How many passages the second and the third stage see, and the reach of the second, at this effort.
 
     A number that is given stays, unless it is less than k.
@@ -385,7 +387,7 @@ def build(
         "pool": pool,
     }
     parts = store.Parts(folder, ids, kind=KIND, origin=origin, **choices)
-    assign = None
+    assign = residual.nearly_nearest
     if device is not None:
         from xmlib.index import gpu
 

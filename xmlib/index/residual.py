@@ -129,19 +129,23 @@ class Codec:
         return self.codebook_RWd.reshape(R * W, d).take(rows, axis=0).reshape(len(residuals_TR), R * d)
 
 
+def nearly_nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
+    """As `assigned`, by groups of these centroids where there are enough of them."""
+    return assigned(vectors_TH, centroids_CH, groups(centroids_CH))
+
+
 def train(
     vectors_TH: np.ndarray,
     n_centroids: int,
     n_bits: int,
     seed: int = 42,
-    assign: Assign | None = None,
+    assign: Assign = nearly_nearest,
     types_T: np.ndarray | None = None,
 ) -> Codec:
     """Centroids by k-means on these vectors; rotation, codewords and gains from what the centroids leave over.
 
     With `types_T` every type of token has centroids of its own, as many as `kmeans_by_type` gives it.
     """
-    assign = assign or nearly_nearest
     if n_bits not in N_BITS:
         raise ValueError(f"n_bits must be one of {', '.join(map(str, N_BITS))}, not {n_bits}")
     H = vectors_TH.shape[1]
@@ -209,7 +213,7 @@ def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.
     return code_TR
 
 
-def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int, assign: Assign | None = None) -> np.ndarray:
+def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int, assign: Assign = nearly_nearest) -> np.ndarray:
     """Unit-length centroids (C, H), float32. The same on every run with the same vectors, seed and threads.
 
     Spherical: vectors of unit length are nearest where their inner product is largest, and centroids of unit length
@@ -220,7 +224,7 @@ def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int, assign: Assign |
     first = np.random.default_rng(seed).choice(len(vectors_TH), n_centroids, replace=len(vectors_TH) < n_centroids)
     centroids_CH = _unit(vectors_TH[first])
     for _ in range(ITERATIONS):
-        codes_T = (assign or nearly_nearest)(vectors_TH, centroids_CH)
+        codes_T = assign(vectors_TH, centroids_CH)
         sum_RCH, count_RC = np.zeros((1, *centroids_CH.shape), np.float32), np.zeros((1, n_centroids), np.int64)
         kernels.codeword_sums(vectors_TH, codes_T[:, None], sum_RCH, count_RC)
         used_C = count_RC[0] > 0
@@ -324,11 +328,6 @@ def assigned_by_type(
     for run, first, last in zip(runs, firsts, lasts, strict=True):
         codes_T[at_N[run]] = first + nearest(vectors_TH[at_N[run]], centroids_CH[first:last])
     return codes_T
-
-
-def nearly_nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
-    """As `assigned`, by groups of these centroids where there are enough of them."""
-    return assigned(vectors_TH, centroids_CH, groups(centroids_CH))
 
 
 def _runs(types_T: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
