@@ -2,10 +2,11 @@
 
     python -m benchmarks.scale runs/vectors.npz                                  # 10,000 and 100,000; real ones first
     python -m benchmarks.scale runs/vectors.npz --passages 10000 100000 1000000 --tokens 64    # an hour on two cores
+    python -m benchmarks.scale runs/vectors.npz --passages 60000 --write runs/generated.npz    # for benchmarks/engines
 
 The file is what `benchmarks.vectors` writes. A passage is generated from the words of two real ones, half of each: a
-word is one of WORDS centroids of the real vectors, to which a shift of the whole passage and one of the token are
-added, with the variances along the real residuals' principal axes. TOPIC passages have a topic: they take their words
+word is one of the centroids of the real vectors, of PER_WORD each, to which a shift of the whole passage and one of the
+token are added, with the variances along the real residuals' principal axes. TOPIC passages have a topic: they take their words
 from POOL real ones and share half of their shift, so that a question has near misses. A question takes tokens of a
 passage, as far away from them as a real question is from the passage that answers it. The first row is of as many real
 passages, so that one can see how much the generated ones resemble them.
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ from xmlib.index.vectors import TokenVectors
 from xmlib.paths import ROOT, RUNS
 from xmlib.ragged import offsets_of
 
-WORDS = 4096
-STUDIED = 400_000  # real tokens from which words and variances are taken
+STUDIED = 2_000_000  # real tokens from which words and variances are taken
+PER_WORD = 30  # of them to a word: so generated tokens lie about centroids about as closely as real ones
 BLOCK = 1000  # passages generated together, always the same ones
 TOPIC, POOL = 20, 6
 CHANGED = 100  # passages, added and taken out again
@@ -53,12 +54,21 @@ class Generator:
         studied = np.searchsorted(data["offsets"], STUDIED, side="right") - 1
         self.offsets_B1 = data["offsets"][: studied + 1]
         vectors_TH = data["vectors"][: self.offsets_B1[-1]].astype(np.float32)
-        self.words_WH = residual.kmeans(vectors_TH, WORDS, seed)
-        self.word_T = residual.nearest(vectors_TH, self.words_WH)
+        n_words = len(vectors_TH) // PER_WORD
+        if "types" in data:
+            self.types_T = data["types"][: len(vectors_TH)]
+            self.words_WH, types_W = residual.kmeans_by_type(vectors_TH, self.types_T, n_words, seed)
+            others = partial(residual.nearest, centroids_CH=self.words_WH)
+            self.word_T = residual.assigned_by_type(vectors_TH, self.types_T, self.words_WH, types_W, others)
+        else:
+            self.types_T = None
+            self.words_WH = residual.kmeans(vectors_TH, n_words, seed)
+            self.word_T = residual.nearly_nearest(vectors_TH, self.words_WH)
         # Shortened, so that what is added to a word is on average at right angles to it and takes it as far as it was.
         self.words_WH *= (vectors_TH * self.words_WH[self.word_T]).sum(axis=1).mean()
         rest_TH = vectors_TH - self.words_WH[self.word_T]
-        variance_H, self.axes_HH = np.linalg.eigh(np.cov(rest_TH, rowvar=False))
+        del vectors_TH  # a gigabyte, as is each of these
+        variance_H, self.axes_HH = np.linalg.eigh(rest_TH.T @ rest_TH / len(rest_TH))
         along_TH = rest_TH @ self.axes_HH
         lengths_B = np.maximum(np.diff(self.offsets_B1), 1)
         mean_BH = np.add.reduceat(along_TH, self.offsets_B1[:-1]) / lengths_B[:, None]
@@ -89,7 +99,8 @@ class Generator:
         shift_BH *= np.sqrt(0.5) * self.passage_H
         along_TH += np.repeat(shift_BH.astype(np.float32), lengths_B, axis=0)
         x_TH = along_TH @ self.axes_HH.T.astype(np.float32) + self.words_WH[self.word_T[rows_T]]
-        return TokenVectors.from_lengths((x_TH / np.linalg.norm(x_TH, axis=1)[:, None]).astype(np.float16), lengths_B)
+        vectors_TH = (x_TH / np.linalg.norm(x_TH, axis=1)[:, None]).astype(np.float16)
+        return TokenVectors(vectors_TH, offsets_of(lengths_B), None if self.types_T is None else self.types_T[rows_T])
 
     def queries(self, A: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Questions to passages below B: q_ASH, q_mask_AS and the passages asked for."""
@@ -156,6 +167,7 @@ def measure(file: Path, B: int, n_shards: int, A: int, real: bool, tokens: float
     counted = Counted(chunks, q_ASH, q_mask_AS, k, B)
     ids = [f"p{b}" for b in range(B)]
     origin = {"model": file.name, "lang": "en", "collection": f"{'real' if real else 'generated'} {B}"}
+    _forget_peak()
     before, wall, cpu = peak_gib(), time.perf_counter(), time.process_time()
     for number in range(n_shards):
         if not (folder / shards._name(number, n_shards)).exists():
@@ -198,6 +210,29 @@ def measure(file: Path, B: int, n_shards: int, A: int, real: bool, tokens: float
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()} | _shape(
         index.shards[0], chunks, min(B, BLOCK)
     )
+
+
+def _forget_peak() -> None:
+    """Making the generator takes more memory than a build, and is no part of it."""
+    if (counted := Path("/proc/self/clear_refs")).exists():
+        counted.write_text("5")
+
+
+def write(file: Path, source: Generator, B: int, A: int) -> None:
+    """The first B passages and A questions, as `benchmarks.vectors` writes them."""
+    q_ASH, q_mask_AS, relevant_A = source.queries(A, B)
+    made = source.chunks(0, B)
+    types = {} if made.types_T is None else {"types": made.types_T}
+    np.savez(
+        file,
+        vectors=made.vectors_TH,
+        offsets=made.offsets_B1,
+        queries=q_ASH,
+        query_lengths=q_mask_AS.sum(axis=1),
+        relevant=relevant_A,
+        **types,
+    )
+    print(f"{file}: {B:,} passages, {len(made.vectors_TH):,} token vectors, {A} questions")
 
 
 def _changing(index: plaid.PlaidIndex, vectors: TokenVectors) -> dict:
@@ -251,10 +286,14 @@ def main() -> None:
         "--folder", type=Path, default=RUNS / "scale", help="of the indexes, which are removed at the end"
     )
     parser.add_argument("--out", type=Path, default=RUNS / "benchmarks" / "scale.json")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="only write the passages generated, in one file")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(measure(args.file, folder=args.folder, A=args.queries, **args.child)))
+        return
+    if args.write:
+        write(args.write, Generator(dict(np.load(args.file)), args.tokens), max(args.passages), args.queries)
         return
     rows = []
     sizes = [(min(args.passages), True), *((B, False) for B in sorted(args.passages))]

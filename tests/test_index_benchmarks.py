@@ -30,9 +30,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def generator(data):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scale, "WORDS", 100)
-        return scale.Generator(data)
+    return scale.Generator(data)
 
 
 def test_generated_passages_do_not_depend_on_how_they_are_asked_for(generator):
@@ -54,8 +52,7 @@ def test_generated_vectors_lie_about_words_as_real_ones_do(generator, data):
     assert made.lengths_B.mean() == pytest.approx(np.diff(data["offsets"]).mean(), rel=0.1)
 
 
-def test_generated_passages_may_be_shorter_than_real_ones_but_not_longer(data, monkeypatch):
-    monkeypatch.setattr(scale, "WORDS", 100)
+def test_generated_passages_may_be_shorter_than_real_ones_but_not_longer(data):
     real = np.diff(data["offsets"]).mean()
     shorter = scale.Generator(data, tokens=real / 2).chunks(0, 1000)
     assert shorter.lengths_B.mean() == pytest.approx(real / 2, abs=1) and shorter.lengths_B.min() >= 2
