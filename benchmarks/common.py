@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,38 +84,46 @@ def texts(lengths: list[int], vocabulary: int, seed: int) -> list[torch.Tensor]:
 
 def stock_hidden(model: torch.nn.Module, ids: list[torch.Tensor], language: int) -> torch.Tensor:
     """The last hidden states of the real tokens, end to end, as transformers computes them: padded, in one batch."""
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PADDING).to(model.device)
-    real = padded != PADDING
+    padded = features(ids, model.device)
     langs = torch.full((len(ids),), language, device=model.device)
-    return model(input_ids=padded, attention_mask=real.long(), lang_ids=langs).last_hidden_state[real]
+    return model(**padded, lang_ids=langs).last_hidden_state[padded["attention_mask"].bool()]
 
 
-def sentence_transformer(model: XmodModel) -> Callable | None:
-    """`stock_hidden` through sentence-transformers (and so through PyLate, which stands on it); None if not installed.
+def peers(model: XmodModel) -> dict[str, torch.nn.Module]:
+    """`model` as sentence-transformers and PyLate open it, by name, where they are installed.
 
-    Its modules open folders only, so the model is written to a temporary one: as large as the model.
+    Each maps a dict of `features` to one with `token_embeddings`; PyLate's projects them to 128 dimensions. They open
+    folders only, so the model is written to a temporary one: as large as the model.
     """
-    try:
-        from sentence_transformers.models import Transformer
-    except ImportError:  # it, or something that it stands on
-        return None
-    from tokenizers import Tokenizer, models
-
+    opened = {}
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        words = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": PADDING, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
-        transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(folder)
-        module = Transformer(folder).eval().to(model.device)
-    for part in module.modules():
-        if isinstance(part, XmodModel):
-            part.set_default_language("en_XX")
+        if any(map(importlib.util.find_spec, ("sentence_transformers", "pylate"))):
+            from tokenizers import Tokenizer, models
 
-    def encode(ids: list[torch.Tensor]) -> torch.Tensor:
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PADDING).to(model.device)
-        real = padded != PADDING
-        return module({"input_ids": padded, "attention_mask": real.long()})["token_embeddings"][real]
+            model.save_pretrained(folder)
+            words = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": PADDING, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
+            transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(folder)
+        with suppress(ImportError):  # of it, or of something that it stands on
+            from sentence_transformers.models import Transformer
 
-    return encode
+            opened["sentence-transformers"] = Transformer(folder)
+        with suppress(ImportError):
+            from pylate.models import ColBERT
+
+            plain = {"query_prefix": "", "document_prefix": "", "skiplist_words": []}
+            opened["PyLate"] = ColBERT(folder, device=str(model.device), **plain)
+    for module in opened.values():
+        module.eval().to(model.device)
+        for part in module.modules():
+            if isinstance(part, XmodModel):
+                part.set_default_language("en_XX")
+    return opened
+
+
+def features(ids: list[torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Texts as the peers take them: padded, in one batch."""
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PADDING).to(device)
+    return {"input_ids": padded, "attention_mask": (padded != PADDING).long()}
 
 
 def version(package: str) -> str:

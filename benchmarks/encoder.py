@@ -8,7 +8,8 @@ tokens score nearly alike, so their order is a harder test than that of real tex
     python -m benchmarks.encoder                        # xmod-base, 81 languages: 4.5 GB of memory, some minutes
     python -m benchmarks.encoder --layers 2 --vocabulary 1000 --rounds 3
 
-Stands on torch, transformers and numpy alone. sentence-transformers is measured as a peer where it can be imported.
+Stands on torch, transformers and numpy alone. sentence-transformers and PyLate are measured as well where they can be
+imported: PyLate wants other versions than this project, so give it a Python of its own (benchmarks/peers.txt).
 Prints a Markdown table and writes runs/benchmarks/encoder.json.
 """
 
@@ -83,7 +84,7 @@ def main() -> None:
         for row in rows:
             row["MFU, %"] = 100 * row["tokens/s"] * common.forward_flops(model) / rate
     facts = {
-        "sentence-transformers": common.version("sentence-transformers"),
+        **{name: common.version(name) for name in ("sentence-transformers", "pylate")},
         "passage tokens": sum(map(len, passages)),
         "longest": max(map(len, passages)),
     }
@@ -125,13 +126,26 @@ def encoders(model: XmodModel, options: argparse.Namespace) -> dict:
         systems["xmlib float32"] = packed(model)
         systems["xmlib bfloat16"] = packed(model, torch.bfloat16)
         return systems
-    if peer := common.sentence_transformer(model):
-        systems["sentence-transformers float32"] = torch.no_grad()(peer)
+    systems |= {f"{name} float32": torch.no_grad()(through(peer)) for name, peer in common.peers(model).items()}
     systems["xmlib float32"] = packed(model)
     systems["xmlib int8"] = packed(xmod.in_int8(model))
     if compute_dtype(model) == torch.bfloat16:
         systems["xmlib bfloat16"] = packed(model, torch.bfloat16)
     return systems
+
+
+def through(peer: torch.nn.Module):
+    """All that the peer does with a batch; of it the hidden states of real tokens."""
+    hidden = {}
+    transformer = peer[0] if isinstance(peer, torch.nn.Sequential) else peer
+    transformer.register_forward_hook(lambda module, given, out: hidden.update(out))
+
+    def encode(texts: list[torch.Tensor]) -> torch.Tensor:
+        padded = common.features(texts, next(peer.parameters()).device)
+        peer(dict(padded))
+        return hidden["token_embeddings"][padded["attention_mask"].bool()]
+
+    return encode
 
 
 def ranking(

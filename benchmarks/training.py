@@ -2,9 +2,9 @@
 
 A step encodes a batch of triples (queries of 32 tokens, passages with the lengths of MS MARCO), scores every query
 against every passage, takes the loss of Eq. 6 and updates the shared weights with AdamW; embeddings and adapters are
-frozen. Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. Both start
-from the same random weights of xmod-base's shape and take the same batches in turn; without dropout (`--dropout 0`)
-their losses in the table have to agree.
+frozen. Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. PyLate, where
+it is installed: its model and its contrastive loss. All start from the same random weights of xmod-base's shape and
+take the same batches in turn; without dropout (`--dropout 0`) the losses of stock and ours have to agree.
 
     python -m benchmarks.training --layers 2 --vocabulary 1000 --batch 8     # a CPU
     python -m benchmarks.training --batch 128 --rounds 20                    # a GPU, the paper's setting
@@ -16,13 +16,15 @@ runs/benchmarks/training.json.
 """
 
 import argparse
+import importlib.util
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import XmodModel
 
 from benchmarks import common
-from xmlib import losses, training
+from xmlib import losses, training, xmod
 from xmlib.models import ColbertXM
 from xmlib.tokens import Tokens, stream
 from xmlib.training import Loop, Recipe
@@ -48,7 +50,7 @@ def main() -> None:
     device = torch.device(options.device)
     batches = [batch(options, step) for step in range(options.rounds + 1)]
     energy = {}
-    steps = {"XmodModel": stock_steps(options, batches), "xmlib": our_steps(options, batches)}
+    steps = {name: maker(options, batches) for name, maker in MAKERS.items()}
     recorded = {name: [] for name in steps}
     calls = {name: lambda n=name, s=iterator: recorded[n].append(next(s)) for name, iterator in steps.items()}
     seconds = common.alternate(calls, options.rounds, device, options.clock)
@@ -122,27 +124,53 @@ def our_steps(options: argparse.Namespace, batches: list):
 def stock_steps(options: argparse.Namespace, batches: list):
     """The same through stock XmodModel, written as its users would."""
     model = retriever(options)
-    device = model.device
-    recipe = Recipe(steps=10_000, batch_size=options.batch, seed=options.seed)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.peak_rate, weight_decay=recipe.weight_decay, eps=1e-6)
-    # XmodModel fails under autocast (its adapters write 16 bits into 32), so on CUDA it stays in float32 with TF32.
-    torch.backends.cuda.matmul.allow_tf32 = True
 
     def encode(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.nn.utils.rnn.pad_sequence(
-            torch.from_numpy(tokens.ids_T).split(tokens.lengths_B.tolist()), True, common.PADDING
-        ).to(device)
-        real = ids != common.PADDING
-        langs = torch.zeros(len(ids), dtype=torch.int64, device=device)
-        hidden = model.roberta(input_ids=ids, attention_mask=real.long(), lang_ids=langs).last_hidden_state
-        return F.normalize(model.linear(hidden), dim=-1), real
+        padded = common.features(texts_of(tokens), model.device)
+        langs = torch.zeros(len(tokens), dtype=torch.int64, device=model.device)
+        hidden = model.roberta(**padded, lang_ids=langs).last_hidden_state
+        return F.normalize(model.linear(hidden), dim=-1), padded["attention_mask"].bool()
 
-    for step in range(recipe.steps):
+    def loss_of(step: int) -> torch.Tensor:
         (q_ASH, q_mask_AS), (d_BTH, d_mask_BT) = map(encode, batches[step % len(batches)])
         sim_ABST = torch.einsum("ash,bth->abst", q_ASH, d_BTH)
         best_ABS = sim_ABST.masked_fill(~d_mask_BT[None, :, None], -torch.inf).amax(-1)
-        loss = losses.total(best_ABS.masked_fill(~q_mask_AS[:, None], 0.0).sum(-1))
+        return losses.total(best_ABS.masked_fill(~q_mask_AS[:, None], 0.0).sum(-1))
+
+    return stepped(loss_of, [p for p in model.parameters() if p.requires_grad], options)
+
+
+def pylate_steps(options: argparse.Namespace, batches: list):
+    """The same triples through PyLate's ColBERT and its contrastive loss, which has another second term than Eq. 6."""
+    from pylate.losses import Contrastive
+
+    colbert = common.peers(retriever(options).roberta)["PyLate"].train()
+    for part in colbert.modules():
+        if isinstance(part, XmodModel):
+            xmod.freeze_for_finetuning(part)
+    contrastive = Contrastive(colbert)
+
+    def loss_of(step: int) -> torch.Tensor:
+        queries, passages = map(texts_of, batches[step % len(batches)])
+        both = common.features(passages, colbert.device)  # PyLate stacks positives and negatives: of one length
+        parts = [{name: of[side::2] for name, of in both.items()} for side in (0, 1)]
+        return contrastive([common.features(queries, colbert.device), *parts])
+
+    return stepped(loss_of, [p for p in colbert.parameters() if p.requires_grad], options)
+
+
+def texts_of(tokens: Tokens) -> list[torch.Tensor]:
+    return list(torch.from_numpy(tokens.ids_T).split(tokens.lengths_B.tolist()))
+
+
+def stepped(loss_of, trained: list[torch.nn.Parameter], options: argparse.Namespace):
+    """Losses of one step after the other, as in any loop of PyTorch."""
+    recipe = Recipe(steps=10_000, batch_size=options.batch, seed=options.seed)
+    optimizer = torch.optim.AdamW(trained, lr=recipe.peak_rate, weight_decay=recipe.weight_decay, eps=1e-6)
+    # XmodModel fails under autocast (its adapters write 16 bits into 32), so on CUDA it stays in float32 with TF32.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for step in range(recipe.steps):
+        loss = loss_of(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
         for group in optimizer.param_groups:
@@ -153,6 +181,8 @@ def stock_steps(options: argparse.Namespace, batches: list):
 
 
 MAKERS = {"XmodModel": stock_steps, "xmlib": our_steps}
+if importlib.util.find_spec("pylate"):
+    MAKERS["PyLate"] = pylate_steps
 
 
 def energy_of_steps(steps, options: argparse.Namespace, device: torch.device) -> float | None:
