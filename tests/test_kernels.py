@@ -50,8 +50,18 @@ def rounded(vectors_NH):
 def centroid_table(centroids_CH, q_HL, factor):
     table_CL = np.empty((len(centroids_CH), q_HL.shape[1]), np.int16)
     (centroids_CP, unit), (q_PL, q_unit) = kernels.paired(centroids_CH), kernels.paired_query(q_HL.T)
-    kernels.centroid_table(centroids_CP, q_PL, unit * q_unit * np.float32(factor), table_CL)
+    rows_N = np.arange(len(centroids_CH))
+    kernels.centroid_table(centroids_CP, rows_N, q_PL, unit * q_unit * np.float32(factor), table_CL)
     return table_CL
+
+
+def to_bytes(table_CL, low_L):
+    """All rows as bytes, and the step."""
+    rows_N, high_L = np.arange(len(table_CL)), np.empty_like(low_L)
+    bytes_CL = np.empty(table_CL.shape, np.uint8)
+    step = kernels.byte_range(table_CL, rows_N, low_L, high_L)
+    kernels.to_bytes(table_CL, rows_N, low_L, high_L, step, bytes_CL)
+    return bytes_CL, step
 
 
 def test_vectors_in_pairs_keep_their_products(rng):
@@ -75,8 +85,7 @@ def test_products_with_centroids_are_rounded_down_to_whole_steps(rng, n_centroid
 def test_bytes_keep_the_order_and_share_one_step(rng):
     table_CL = rng.integers(-20_000, 20_000, (C, 32)).astype(np.int16)
     low_L = rng.integers(-5000, 0, 32).astype(np.int16)
-    bytes_CL = np.empty((C, 32), np.uint8)
-    step = kernels.to_bytes(table_CL, low_L, bytes_CL)
+    bytes_CL, step = to_bytes(table_CL, low_L)
     above = np.maximum(table_CL.astype(int) - low_L, 0)
     assert bytes_CL.max() == 254
     assert step == 255 * 32768 // above.max()
@@ -85,9 +94,30 @@ def test_bytes_keep_the_order_and_share_one_step(rng):
 
 def test_bytes_hold_the_widest_products_that_fit(rng):
     table_CL = np.int16([[-32768] * 32, [0] * 32, [32767] * 32])
-    bytes_CL = np.empty((3, 32), np.uint8)
-    kernels.to_bytes(table_CL, np.full(32, -3000, np.int16), bytes_CL)
+    bytes_CL, _ = to_bytes(table_CL, np.full(32, -3000, np.int16))
     assert bytes_CL[:, 0].tolist() == [0, 0, 254]
+
+
+def test_rows_that_come_later_fill_the_same_range_of_bytes_and_leave_other_rows_alone(rng):
+    table_CL = rng.integers(-20_000, 20_000, (C, 32)).astype(np.int16)
+    table_CL[7] = 30_000  # more than any of the first
+    first_N, later_N = np.arange(0, C, 2), np.array([7, 3])
+    low_L, high_L, bytes_CL = np.zeros(32, np.int16), np.empty(32, np.int16), np.full((C, 32), 99, np.uint8)
+    step = kernels.byte_range(table_CL, first_N, low_L, high_L)
+    for rows_N in (first_N, later_N):
+        kernels.to_bytes(table_CL, rows_N, low_L, high_L, step, bytes_CL)
+    wanted = np.floor(np.clip(table_CL.astype(int), 0, high_L) * int(step) / 32768)
+    done_N = np.concatenate([first_N, later_N])
+    assert (bytes_CL[done_N] == wanted[done_N]).all() and (bytes_CL[7] == wanted[::2].max(axis=0)).all()
+    assert (np.delete(bytes_CL, done_N, axis=0) == 99).all()
+
+
+def test_what_is_missing_is_named_once_and_known_from_then_on():
+    known_C = np.zeros(64, np.uint8)
+    known_C[[0, 40]] = 1
+    assert kernels.missing(np.array([50, 0, 1, 50, 40, 1, 31], np.uint16), known_C).tolist() == [1, 31, 50]
+    assert np.flatnonzero(known_C).tolist() == [0, 1, 31, 40, 50] and known_C.max() == 1
+    assert kernels.missing(np.array([50, 1], np.uint16), known_C).tolist() == []
 
 
 @pytest.mark.parametrize(("L", "S"), [(32, 32), (32, 3), (64, 40)])

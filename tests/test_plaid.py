@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from xmlib.index import exact, kernels, plaid, segment, store
+from xmlib.index import exact, kernels, plaid, residual, segment, store
 from xmlib.index.plaid import PROBED
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of, rows_of
@@ -64,6 +64,12 @@ def names(n):
 
 def overlap(found_Ak, wanted_Ak):
     return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found_Ak.tolist(), wanted_Ak.tolist(), strict=True)])
+
+
+@pytest.fixture(autouse=True)
+def lists_are_used(monkeypatch):
+    """Though these indexes are so small that it would be quicker to look at every passage."""
+    monkeypatch.setattr(segment, "MOST", 1000)
 
 
 @pytest.fixture(scope="module")
@@ -248,15 +254,75 @@ def test_inverted_lists_find_what_looking_at_every_passage_finds(case, index, li
     assert one < many >= 0.9
 
 
+@pytest.fixture(scope="module")
+def familiar(case, tmp_path_factory):
+    """With families of centroids."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residual, "MANY", 100)
+        patch.setattr(residual, "FAMILY", 8)
+        folder = tmp_path_factory.mktemp("plaid") / "index"
+        return plaid.build(folder, case[0].slice, names(len(case[0])), ORIGIN, rescore=False, lists=True)
+
+
+def test_every_centroid_is_in_one_family_of_its_like(familiar):
+    families, centroids_CH = familiar.codec.families, familiar.codec.centroids_CH
+    assert sorted(families.members_C) == list(range(len(centroids_CH)))
+    family_C = np.repeat(np.arange(len(families.means_GH)), np.diff(families.offsets_G1))
+    own = (centroids_CH[families.members_C] * families.means_GH[family_C]).sum(axis=1)
+    others = centroids_CH @ families.means_GH.T
+    assert own.mean() > others.mean() + 0.3
+    np.testing.assert_allclose(
+        families.means_GH[3], centroids_CH[families.members_C[family_C == 3]].mean(axis=0), atol=1e-6
+    )
+    assert residual.families_of(centroids_CH[:99]) is None
+
+
+@pytest.mark.parametrize("k", [10, 100])
+def test_looking_at_near_families_finds_what_looking_at_all_centroids_finds(case, listed, familiar, k, monkeypatch):
+    """Exactly where all are near; and of few nearly everything."""
+    _, q_ASH, q_mask_AS = case
+    wanted = listed.search(q_ASH, q_mask_AS, k, n_probe=8)
+    monkeypatch.setattr(segment, "FAMILIES", len(familiar.codec.families.means_GH))
+    for ours, theirs in zip(familiar.search(q_ASH, q_mask_AS, k, n_probe=8), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    monkeypatch.setattr(segment, "FAMILIES", 4)
+    found = familiar.search(q_ASH, q_mask_AS, k, n_probe=8)
+    assert overlap(found[1], wanted[1]) >= 0.95
+    same = found[1] == wanted[1]
+    np.testing.assert_allclose(found[0][same], wanted[0][same], atol=0.1)
+
+
 def test_lists_are_kept_where_tokens_are_many_and_asked_for_only_there(case, index, tmp_path, monkeypatch):
     vectors, q_ASH, q_mask_AS = case
     with pytest.raises(ValueError, match=r"n_probe=4: .* has no inverted lists"):
         index.search(q_ASH, q_mask_AS, 10, n_probe=4)
     for module in (plaid, segment):
-        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "LISTS", 0)
+    monkeypatch.setattr(plaid, "WHOLE", 0)
     large = plaid.build(tmp_path / "index", vectors.slice, index.ids, ORIGIN)
     assert not large.rescores and index.size_report()["list_bytes"] == 0
     assert 1.5 * large.size_report()["tokens"] < large.size_report()["list_bytes"] < 4 * large.size_report()["tokens"]
+
+
+def test_codes_that_stay_mapped_give_what_unpacked_ones_give(case, listed, monkeypatch):
+    _, q_ASH, q_mask_AS = case
+    wanted = listed.search(q_ASH, q_mask_AS, 10)
+    monkeypatch.setattr(segment, "WHOLE", 0)
+    mapped = plaid.open(listed.stored.path)
+    for ours, theirs in zip(mapped.search(q_ASH, q_mask_AS, 10), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "_everything" not in mapped.segments[0].__dict__
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_passage_is_looked_at_where_lists_would_name_most_of_them(case, index, listed, whole, monkeypatch):
+    """And codes are in memory: those of an index that is too large for it are not."""
+    _, q_ASH, q_mask_AS = case
+    monkeypatch.setattr(segment, "MOST", 1 / 4)
+    monkeypatch.setattr(segment, "WHOLE", 10**7 * whole)
+    again = plaid.open(listed.stored.path)
+    found, wanted = (one.search(q_ASH, q_mask_AS, 10, n_probe=1 if one is again else None) for one in (again, index))
+    assert np.array_equal(found[1], wanted[1]) == whole
 
 
 def test_lists_of_many_blocks_written_in_many_passes_name_every_passage_once(monkeypatch):
@@ -276,7 +342,7 @@ def test_lists_of_many_blocks_written_in_many_passes_name_every_passage_once(mon
     postings, runs = np.concatenate(parts), made["posting_at"].reshape(-1)
     pairs = set(zip(codes_T.tolist(), np.repeat(np.arange(len(lengths_B)), lengths_B).tolist(), strict=True))
     found = [
-        (run // 3, run % 3 * segment.BLOCK + int(place))
+        (run // 3, run % 3 * kernels.BLOCK + int(place))
         for run in range(3 * C)
         for place in postings[runs[run] : runs[run + 1]]
     ]
@@ -289,7 +355,7 @@ def test_the_highest_centroids_and_what_they_add_up_to(case):
     rng = np.random.default_rng(1)
     C, S, L, B = 700, 40, 64, 200
     bytes_CL = rng.integers(0, 256, (C, L)).astype(np.uint8)
-    cell_N, above_N, start_S1 = kernels.highest(bytes_CL, S, 5, np.empty(L, np.uint8))
+    cell_N, above_N, start_S1 = kernels.highest(bytes_CL, np.arange(C), S, 5, np.empty(L, np.uint8))
     lengths_B = rng.integers(0, 30, B).astype(np.int32)
     codes_T = rng.integers(0, C, lengths_B.sum()).astype(np.int32)
     wanted_B = np.zeros(B, np.int32)
@@ -304,11 +370,41 @@ def test_the_highest_centroids_and_what_they_add_up_to(case):
         for b, codes in enumerate(np.split(codes_T, np.cumsum(lengths_B)[:-1])):
             wanted_B[b] += gain_C[codes].max(initial=0)
     made = segment.lists_of({"codes": [codes_T], "lengths": [lengths_B]}, B, C)
-    score_B = np.zeros(B, np.int32)
-    kernels.accumulate(
-        cell_N, above_N, start_S1, made["posting_at"], np.concatenate(list(made["postings"])), 1, score_B
-    )
-    np.testing.assert_array_equal(score_B, wanted_B)
+    lists = made["posting_at"], np.concatenate(list(made["postings"]))
+    gone_N = np.array([3, 50])
+    wanted_B[gone_N] = 0
+    for n in (B, 20):
+        found = kernels.listed(cell_N, above_N, start_S1, start_S1[1:], *lists, 1, (0, 1), gone_N, n)
+        best_N = np.sort(np.argsort(-wanted_B, kind="stable")[: min(n, (wanted_B > 0).sum())])
+        np.testing.assert_array_equal(found[0], best_N)
+        np.testing.assert_array_equal(found[1], wanted_B[best_N])
+
+
+def test_a_query_token_looks_at_no_more_lists_once_they_hold_enough():
+    size_C = np.array([10, 3, 5, 100, 1])
+    cell_N, start_S1 = np.int32([0, 1, 2, 3, 0, 4, 4, 1]), np.array([0, 3, 5, 8])
+    assert kernels.ends_within(cell_N, start_S1, size_C, 12).tolist() == [2, 4, 8]
+    assert kernels.ends_within(cell_N, start_S1, size_C, 1).tolist() == [1, 4, 6]
+
+
+@pytest.mark.parametrize("n", [1, 700, 5000])
+def test_passages_of_many_blocks_are_listed_as_if_there_was_one(n):
+    """Few scores, so that most are ties; against sorting."""
+    rng = np.random.default_rng(2)
+    B, C = 3 * kernels.BLOCK - 1000, 40
+    codes_T, lengths_B = rng.integers(0, C, B).astype(np.int32), np.ones(B, np.int32)
+    made = segment.lists_of({"codes": [codes_T], "lengths": [lengths_B]}, B, C)
+    lists = made["posting_at"], np.concatenate(list(made["postings"]))
+    cell_N, above_N = np.arange(10, dtype=np.int32), np.int32([9, 9, 7, 7, 7, 5, 3, 2, 1, 1])
+    score_B = np.append(above_N, np.zeros(C - 10, np.int32))[codes_T]
+    gone_N = np.flatnonzero(score_B == 9)[::2]
+    score_B[gone_N] = 0
+    wanted_N = np.sort(np.argsort(-score_B, kind="stable")[:n])
+    cells = (cell_N, above_N, np.array([0]), np.array([10]))
+    found = [kernels.listed(*cells, *lists, 3, span, gone_N, n) for span in ((0, 3), (1, 3))]
+    np.testing.assert_array_equal(found[0][0], wanted_N)
+    np.testing.assert_array_equal(found[0][1], score_B[wanted_N])
+    assert found[1][0].min() >= kernels.BLOCK and len(found[1][0]) == n
 
 
 def test_lists_follow_what_is_added_and_removed(case, listed, tmp_path):

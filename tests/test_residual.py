@@ -24,14 +24,14 @@ def test_packed_codes_unpack_to_themselves_in_the_fewest_bytes(n_bits, data):
     codes = np.array(data.draw(st.lists(st.integers(0, 2**n_bits - 1), max_size=50)), dtype=np.int32)
     packed = residual.pack_codes(codes, n_bits)
     assert len(packed) == -(-len(codes) * n_bits // 8)
-    unpacked = residual.unpack_codes(packed, n_bits, len(codes))
+    unpacked = residual.unpack_codes(packed, n_bits, 0, len(codes))
     assert unpacked.dtype == (np.uint8 if n_bits <= 8 else np.uint16 if n_bits <= 16 else np.uint32)
     np.testing.assert_array_equal(unpacked, codes)
 
 
 def test_codes_of_one_centroid_take_no_bits():
     assert len(residual.pack_codes(np.zeros(5, np.int32), 0)) == 0
-    assert residual.unpack_codes(np.zeros(0, np.uint8), 0, 5).tolist() == [0] * 5
+    assert residual.unpack_codes(np.zeros(0, np.uint8), 0, 0, 5).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("n_bits", [5, 12])
@@ -40,7 +40,17 @@ def test_codes_are_packed_block_by_block_as_if_at_once(monkeypatch, n_bits):
     at_once = residual.pack_codes(codes, n_bits)
     monkeypatch.setattr(residual, "BLOCK", 16)
     np.testing.assert_array_equal(residual.pack_codes(codes, n_bits), at_once)
-    np.testing.assert_array_equal(residual.unpack_codes(at_once, n_bits, 100), codes)
+    np.testing.assert_array_equal(residual.unpack_codes(at_once, n_bits, 0, 100), codes)
+
+
+@pytest.mark.parametrize("n_bits", [1, 4, 17, 29])
+def test_runs_and_rows_of_packed_codes_are_those_of_all(n_bits):
+    codes = np.random.default_rng(0).integers(0, 2**n_bits, 200)
+    packed = residual.pack_codes(codes.astype(np.int32), n_bits)
+    some = np.array([7, 0, 150]), np.array([20, 0, 200])
+    wanted = np.concatenate([codes[7:20], codes[150:]])
+    np.testing.assert_array_equal(residual.unpack_codes(packed, n_bits, *some), wanted)
+    np.testing.assert_array_equal(residual.unpack_rows(packed, n_bits, np.array([199, 3, 3])), codes[[199, 3, 3]])
 
 
 def toy_codec():

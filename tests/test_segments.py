@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_plaid import ORIGIN, names, realistic
+from test_plaid import ORIGIN, lists_are_used, names, realistic  # noqa: F401, the fixture is for every test here
 
 from xmlib.index import plaid, store
 from xmlib.index.store import IndexFolderError

@@ -7,8 +7,9 @@ one.
 
     product        a few rows times a small matrix
     approximate    a score for every passage, from the centroids its tokens lie at
-    highest        the centroids nearest to each query token      accumulate   a score for passages in their lists
-    best           the n highest of those scores
+    highest        the centroids nearest to each query token
+    listed         the passages that their lists speak for most
+    best           the n highest of some scores
     contenders     the tokens of a few passages that may decide their scores
     rerank         scores of a few passages from residual codes, by adding table rows
     rescore        scores of a few passages from 8-bit vectors
@@ -27,6 +28,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 32
+BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
+TOKEN_BITS = 10  # hold the number of any query token
+WORD = 8  # bytes that are loaded at once for a number of a few bits
+LINE = 16  # int32 in a line of the cache
 AHEAD = 8  # rows that are asked for before they are read: they lie far apart, so the processor cannot guess them
 
 
@@ -225,12 +230,24 @@ def keyed(typing, lanes, key):
 
 @intrinsic
 def reached(typing, one, other):
-    """Bit l is set where lane l of bytes is no smaller than the other's."""
+    """Bit l is set where lane l of whole numbers is no smaller than the other's."""
 
     def generate(context, builder, signature, args):
-        return builder.bitcast(builder.icmp_unsigned(">=", *args), ir.IntType(32))
+        compare = builder.icmp_signed if one.number.signed else builder.icmp_unsigned
+        return builder.bitcast(compare(">=", *args), ir.IntType(32))
 
     return types.int32(one, other), generate
+
+
+@intrinsic
+def word(typing, array, index):
+    """WORD bytes of a contiguous array of bytes from `index`, the lowest first, as an int64."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer()), align=1)
+
+    return types.int64(array, types.intp), generate
 
 
 @intrinsic
@@ -347,17 +364,19 @@ def paired_query(q_LH: np.ndarray) -> tuple[np.ndarray, np.float32]:
 
 
 @compiled
-def centroid_table(centroids_CP, q_PL, factor, table_CL):
-    """Products of centroids and query tokens, both paired, times factor, as int16.
+def centroid_table(centroids_CP, rows_N, q_PL, factor, table_CL):
+    """Products of some centroids and the query tokens, both paired, times factor, as int16; other rows stay.
 
     Two centroids share the loads of a query.
     """
-    C, P = centroids_CP.shape
-    L = q_PL.shape[1]
-    by = fill(np.float32(factor))
-    for l in range(0, L, LANES):
-        for c in range(0, C, 2):
-            d = min(c + 1, C - 1)
+    P, L = q_PL.shape
+    for n in range(0, len(rows_N), 2):
+        c, d = np.intp(rows_N[n]), np.intp(rows_N[min(n + 1, len(rows_N) - 1)])
+        ahead = np.intp(rows_N[min(n + AHEAD, len(rows_N) - 1)])
+        for p in range(0, P, LINE):
+            prefetch(centroids_CP, ahead * P + p)
+        for l in range(0, L, LANES):
+            by = fill(np.float32(factor))
             one = other = fill(np.int32(0))
             for p in range(P):
                 query = load(q_PL, p * L + l)
@@ -368,29 +387,55 @@ def centroid_table(centroids_CP, q_PL, factor, table_CL):
 
 
 @compiled
-def to_bytes(table_CL, low_L, bytes_CL):
-    """The products as bytes: from `low` of each query token, the same step for all, so that the highest is 254.
-
-    Returns how many bytes 2 ** 15 of the products are.
+def byte_range(table_CL, rows_N, low_L, high_L):
+    """What bytes of those rows go from and to: `low` of each query token, which is raised where 16 bits do not reach
+    down to it, and `high`, the highest of its products. Returns how many bytes 2 ** 15 are, the same for all tokens.
     """
-    C, L = table_CL.shape
-    high_L = np.empty(L, np.int16)
+    L = table_CL.shape[1]
+    span = 256  # a step is at least 1
     for l in range(0, L, LANES):
         high = fill(np.int16(-32768))
-        for c in range(C):
-            high = larger(high, load(table_CL, c * L + l))
+        for n in range(len(rows_N)):
+            high = larger(high, load(table_CL, np.intp(rows_N[n]) * L + l))
         store(high_L, l, high)
-    span = 256  # a step is at least 1
     for l in range(L):
         low_L[l] = max(low_L[l], np.int32(high_L[l]) - 32767)
         span = max(span, np.int32(high_L[l]) - low_L[l])
-    factor = np.int32(255 * 32768 // span)
+        high_L[l] = max(high_L[l], low_L[l])
+    return np.int32(255 * 32768 // span)
+
+
+@compiled
+def to_bytes(table_CL, rows_N, low_L, high_L, step, bytes_CL):
+    """Those rows as bytes: 0 for `low` and less, at most 254 for `high` and more."""
+    L = table_CL.shape[1]
     for l in range(0, L, LANES):
-        low = load(low_L, l)
-        for c in range(C):
-            value = minus(larger(load(table_CL, c * L + l), low), low)
-            store(bytes_CL, c * L + l, to_uint8(scaled(value, factor)))
-    return factor
+        low, high = load(low_L, l), load(high_L, l)
+        for n in range(len(rows_N)):
+            at = np.intp(rows_N[n]) * L + l
+            value = minus(larger(smaller(load(table_CL, at), high), low), low)
+            store(bytes_CL, at, to_uint8(scaled(value, step)))
+
+
+@compiled
+def missing(codes_N, known_C):
+    """The centroids among these that are not known, ascending, so that what is read of them lies in order.
+
+    known_C, filled up to a multiple of LANES, is 1 for those that are, and for these from now on.
+    """
+    count = 0
+    for n in range(len(codes_N)):
+        count += known_C[codes_N[n]] == 0
+        known_C[codes_N[n]] |= np.uint8(2) * (known_C[codes_N[n]] == 0)
+    missing_N = np.empty(count, np.int64)
+    n = 0
+    for l in range(0, len(known_C), LANES):
+        if reached(load(known_C, l), fill(np.uint8(2))):
+            for c in range(l, l + LANES):
+                if known_C[c] == 2:
+                    missing_N[n], known_C[c] = c, 1
+                    n += 1
+    return missing_N
 
 
 @compiled
@@ -559,29 +604,24 @@ def codeword_sums(x_TH, code_TR, sum_RWd, count_RW):
 
 
 @compiled
-def unpack(packed, n_bits, code_T):
-    """Whole numbers of n_bits each from a string of bits, lowest first."""
-    mask = (1 << n_bits) - 1
-    for t in range(len(code_T)):
-        bit = t * n_bits
-        first, last = bit >> 3, (bit + n_bits + 7) >> 3
-        value = np.int64(0)
-        for i in range(first, last):
-            value |= np.int64(packed[i]) << (8 * (i - first))
-        code_T[t] = (value >> (bit & 7)) & mask
+def unpack(packed, n_bits, starts_N, stops_N, code_T):
+    """Whole numbers of up to 32 bits from a string of WORD bytes or more, lowest bit first: runs of them, end to end."""
+    mask, last = (np.int64(1) << n_bits) - 1, len(packed) - WORD
+    at = 0
+    for n in range(len(starts_N)):
+        for t in range(starts_N[n], stops_N[n]):
+            i = min((t * n_bits) >> 3, last)
+            code_T[at] = (word(packed, i) >> (t * n_bits - 8 * i)) & mask
+            at += 1
 
 
 @compiled
 def unpack_some(packed, n_bits, rows_N, code_N):
     """As unpack, of some rows."""
-    mask = (1 << n_bits) - 1
+    mask, last = (np.int64(1) << n_bits) - 1, len(packed) - WORD
     for n in range(len(rows_N)):
-        bit = rows_N[n] * n_bits
-        first, last = bit >> 3, (bit + n_bits + 7) >> 3
-        value = np.int64(0)
-        for i in range(first, last):
-            value |= np.int64(packed[i]) << (8 * (i - first))
-        code_N[n] = (value >> (bit & 7)) & mask
+        i = min((rows_N[n] * n_bits) >> 3, last)
+        code_N[n] = (word(packed, i) >> (rows_N[n] * n_bits - 8 * i)) & mask
 
 
 @compiled
@@ -620,13 +660,13 @@ def fill_postings(codes_T, lengths_B, first, lowest, last_C, next_C, posting_N):
 
 
 @compiled
-def highest(bytes_CL, S, n, threshold_L):
-    """The centroids of the n highest bytes of each query token, and of all that tie with the last.
+def highest(bytes_CL, rows_N, S, n, threshold_L):
+    """Of these centroids those of the n highest bytes of each query token, and all that tie with the last.
 
     Returns cell_N and by how much the byte is above the lowest one chosen, plus 1, best first within each query token,
     and where each query token's run starts. Counts all lanes at once, eight times, to find the thresholds.
     """
-    C, L = bytes_CL.shape
+    C, L = len(rows_N), bytes_CL.shape[1]
     least_L, most_L = np.zeros(L, np.int64), np.full(L, 256)  # threshold: least meets n, most does not
     count_L, part_L = np.empty(L, np.int64), np.empty(L, np.uint8)
     for _ in range(8):
@@ -638,7 +678,7 @@ def highest(bytes_CL, S, n, threshold_L):
             for c in range(0, C, 255):
                 count = fill(np.uint8(0))
                 for i in range(c, min(c + 255, C)):
-                    count = plus(count, at_least(load(bytes_CL, i * L + l), by))
+                    count = plus(count, at_least(load(bytes_CL, np.intp(rows_N[i]) * L + l), by))
                 store(part_L, l, count)
                 for i in range(l, l + LANES):
                     count_L[i] += part_L[i]
@@ -662,8 +702,8 @@ def highest(bytes_CL, S, n, threshold_L):
             above_N = np.empty(start_S1[S], np.int32)
         for l in range(0, L, LANES):
             by = load(threshold_L, l)
-            for c in range(C):
-                if total(at_least(load(bytes_CL, c * L + l), by)):
+            for c in rows_N:
+                if total(at_least(load(bytes_CL, np.intp(c) * L + l), by)):
                     for s in range(l, min(l + LANES, S)):
                         value = np.intp(bytes_CL[c, s])
                         if value >= least_L[s]:
@@ -675,19 +715,53 @@ def highest(bytes_CL, S, n, threshold_L):
 
 
 @compiled
-def accumulate(cell_N, above_N, start_S1, posting_at, postings, n_blocks, score_B):
-    """Add to each passage, for every query token, the best of the chosen centroids that one of its tokens lies at.
+def ends_within(cell_N, start_S1, size_C, most):
+    """Where the runs of centroids of each query token end, if they end once their lists hold `most` passages."""
+    stop_S = start_S1[1:].copy()
+    for s in range(len(stop_S)):
+        held = 0
+        for i in range(start_S1[s], start_S1[s + 1]):
+            if held >= most:
+                stop_S[s] = i
+                break
+            held += size_C[cell_N[i]]
+    return stop_S
 
-    Block after block, so that what is added to stays in cache.
+
+@compiled
+def listed(cell_N, above_N, start_S, stop_S, posting_at, postings, n_blocks, blocks, gone_N, n):
+    """The n passages of some blocks that the lists of the chosen centroids speak for most: positions and scores.
+
+    For every query token a passage is given what the best of the chosen centroids that one of its tokens lies at is
+    above. Positions ascend; ties at the last place go to the earlier, and passages of no list are left out, as are
+    those of gone_N, which ascends. Block after block, so that what is added to stays in cache.
     """
-    seen = np.empty(65536, np.uint16)
-    for p in range(n_blocks):
-        seen[:] = 0
-        for s in range(len(start_S1) - 1):
-            for n in range(start_S1[s], start_S1[s + 1]):
-                run = np.intp(cell_N[n]) * n_blocks + p
-                for i in range(posting_at[run], posting_at[run + 1]):
-                    b = np.intp(postings[i])
-                    if seen[b] != s + 1:
-                        seen[b] = s + 1
-                        score_B[p * 65536 + b] += above_N[n]
+    tally_B = np.empty(BLOCK, np.int32)  # the score, and in its lowest bits the last query token that added to it
+    position_N, score_N = np.empty(n + BLOCK, np.int64), np.empty(n + BLOCK, np.int32)
+    found, least, g = 0, 0, 0
+    for p in range(blocks[0], blocks[1]):
+        tally_B[:] = 0
+        for s in range(len(stop_S)):
+            for i in range(start_S[s], stop_S[s]):
+                above, run = above_N[i] << TOKEN_BITS, np.intp(cell_N[i]) * n_blocks + p
+                for j in range(posting_at[run], posting_at[run + 1]):
+                    b = np.intp(postings[j])
+                    token = tally_B[b] & (1 << TOKEN_BITS) - 1
+                    tally_B[b] += (above if token != s + 1 else 0) + (s + 1 - token)
+        while g < len(gone_N) and gone_N[g] < (p + 1) * BLOCK:
+            if gone_N[g] >= p * BLOCK:
+                tally_B[gone_N[g] - p * BLOCK] = 0
+            g += 1
+        enough = fill(np.int32((least + 1) << TOKEN_BITS))
+        for b in range(0, BLOCK, LANES):
+            if reached(load(tally_B, b), enough):
+                for i in range(b, b + LANES):
+                    if tally_B[i] >> TOKEN_BITS > least:
+                        position_N[found], score_N[found] = p * BLOCK + i, tally_B[i] >> TOKEN_BITS
+                        found += 1
+        if found > n:
+            some_N = best(score_N[:found], n)
+            for i in range(n):
+                position_N[i], score_N[i] = position_N[some_N[i]], score_N[some_N[i]]
+            found, least = n, score_N[:n].min()
+    return position_N[:found], score_N[:found]

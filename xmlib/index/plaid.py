@@ -4,8 +4,9 @@ A search narrows down, and every stage is MaxSim, of ever better approximations 
 
     1. every passage, as if each token lay at its centroid: one byte per query token and centroid, looked up and
        maximised. So cheap that inverted lists pay only beyond WHOLE tokens: there passages add up, for every query
-       token, the best of the n_probe centroids nearest to it that they have a token at, and the first LISTED times
-       n_candidates by that sum are looked at
+       token, the best of the centroids nearest to it that they have a token at, and the first LISTED times
+       n_candidates by that sum are looked at. The nearest centroids are looked for in families that are near, and as
+       many are taken as have POSTINGS passages, so that a frequent token does not cost more than a rare one
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product.
        Below the highest effort only the tokens that may decide a score are read: those whose centroids are about as
        near to a query token as the nearest of their passage; and only the passages that may be among the k best, as
@@ -32,14 +33,15 @@ import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
 from xmlib.index.pooling import pooled
-from xmlib.index.segment import ARRAYS, WHOLE, Found, Segment, Spread, Tables, compress, packed
+from xmlib.index.segment import ARRAYS, LISTS, WHOLE, Found, Segment, Spread, Tables, compress, packed
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of
 
 KIND = "plaid-pq"
-CODEC = ("rotation", "centroids", "codebook", "gain_levels", "centroid_types")
-PROBED = 64  # centroids per query token beyond WHOLE tokens, and one more for each 16 of the k
-LISTED = 8  # passages out of the lists for each candidate
+CODEC = ("rotation", "centroids", "codebook", "gain_levels", "centroid_types", "centroid_families")
+PROBED = 256  # centroids per query token at most, where there are inverted lists
+POSTINGS = 5000  # times k ** 0.6: so many passages in the lists of those that are looked at
+LISTED = 4  # passages out of the lists for each candidate
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 FIRST = 4  # the part of the candidates, as a divisor, that tells which of the others have to be read
 SURE = 3.0  # standard deviations
@@ -97,12 +99,14 @@ class PlaidIndex:
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
         default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
-        The result is the same. `n_probe` is for an index with inverted lists.
+        The result is the same. `n_probe`, for an index with inverted lists: look at the lists of so many centroids for
+        each query token, however long they are.
         """
         n_candidates, n_rescored, reach = limits(k, effort, n_candidates, n_rescored)
         if n_probe is not None and all(segment.lists is None for segment in self.segments):
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
-        n_probe = n_probe or PROBED + k // 16
+        n_postings = math.ceil(POSTINGS * k**0.6) if n_probe is None else np.iinfo(np.int64).max
+        listing = (n_probe or PROBED, n_postings, LISTED * n_candidates)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         for segment in self.segments:
@@ -111,7 +115,7 @@ class PlaidIndex:
         def one(a: int, spread: Spread) -> None:
             q_SH = q_ASH[a][q_mask_AS[a]]
             if len(q_SH):
-                limits = (k, n_candidates, n_rescored, n_probe, reach)
+                limits = (k, n_candidates, n_rescored, listing, reach)
                 scores, positions = self._search(self.codec.rotate(q_SH), *limits, spread)
                 scores_Ak[a, : len(scores)] = scores
                 positions_Ak[a, : len(scores)] = positions
@@ -124,7 +128,14 @@ class PlaidIndex:
         return scores_Ak, positions_Ak
 
     def _search(
-        self, q_SH: np.ndarray, k: int, n_candidates: int, n_rescored: int, n_probe: int, reach: float, spread: Spread
+        self,
+        q_SH: np.ndarray,
+        k: int,
+        n_candidates: int,
+        n_rescored: int,
+        listing: tuple[int, int, int],
+        reach: float,
+        spread: Spread,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One rotated query of real tokens only. Scores and positions, best first."""
         try:
@@ -136,7 +147,7 @@ class PlaidIndex:
         found, ends = [], [0]
         for segment in self.segments:
             score_B = tables.score_B[ends[-1] : ends[-1] + len(segment)]
-            found.append(segment.approximate(tables, score_B, n_probe, LISTED * n_candidates, spread))
+            found.append(segment.approximate(tables, score_B, listing, spread))
             ends.append(ends[-1] + len(found[-1].position_N))
         best_N = kernels.best(tables.score_B[: ends[-1]], n_candidates)
         score_N = self._rerank(tables, found, ends, best_N, n_rescored if self.rescores else k, reach, spread)
@@ -425,6 +436,9 @@ def build(
         }
         if codec.types_C is not None:
             trained["centroid_types"] = codec.types_C
+        if lists or (lists is None and n_tokens > LISTS):
+            families = residual.families_of(codec.centroids_CH)
+            trained |= {} if families is None else {"centroid_families": families}
         if rescore or (rescore is None and n_tokens <= WHOLE):
             trained["fine_scales"] = np.maximum(np.abs(codec.rotate(vectors_TH)).max(axis=0), 1e-6) / np.float32(127)
         return trained
@@ -456,5 +470,5 @@ def _codec(arrays: dict[str, np.ndarray]) -> residual.Codec:
         arrays["centroids"].astype(np.float32),
         np.array(arrays["codebook"]),
         np.array(arrays["gain_levels"]),
-        np.array(arrays["centroid_types"]) if "centroid_types" in arrays else None,
+        *(np.array(arrays[name]) if name in arrays else None for name in ("centroid_types", "centroid_families")),
     )

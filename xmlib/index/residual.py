@@ -22,6 +22,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from xmlib.index import kernels
+from xmlib.ragged import offsets_of
 
 N_BITS = (1, 2, 4)
 ITERATIONS = 4  # of k-means, as in the released recipe
@@ -33,6 +34,8 @@ CODEWORD_ITERATIONS = 12
 CODEWORD_SAMPLE = 1 << 14  # vectors whose residuals set rotation, codewords and gains
 GAIN_BITS = 4
 GROUPED = 2048  # centroids from which on the nearest is looked for in a part of them
+MANY = 4096  # centroids from which on there are families
+FAMILY = 32
 FEW = 16  # times fewer vectors than centroids are compared with all of them
 QUERY = 256  # so many vectors may be those of a query
 TILE = 1024  # vectors, and centroids, whose products stay in cache
@@ -50,6 +53,7 @@ class Codec:
     codebook_RWd: np.ndarray  # float32, rotated
     gain_levels: np.ndarray  # float32, (2 ** GAIN_BITS,), evenly spaced
     types_C: np.ndarray | None = None  # int32, ascending: the type of token that each centroid is of, or REST; if known
+    family_C: np.ndarray | None = None  # int32: which family each centroid is of, if there are any
 
     @property
     def n_bits(self) -> int:
@@ -104,6 +108,10 @@ class Codec:
         return kernels.paired(self.centroids_CH)
 
     @cached_property
+    def families(self) -> "Families | None":
+        return None if self.family_C is None else Families(self.centroids_CH, self.family_C)
+
+    @cached_property
     def longest(self) -> float:
         """No decoded vector is longer."""
         codeword_R = np.square(self.codebook_RWd).sum(axis=2).max(axis=1)
@@ -127,6 +135,27 @@ class Codec:
         R, W, d = self.codebook_RWd.shape
         rows = residuals_TR + W * np.arange(R)  # take is several times faster than indexing by two arrays
         return self.codebook_RWd.reshape(R * W, d).take(rows, axis=0).reshape(len(residuals_TR), R * d)
+
+
+class Families:
+    """Centroids that lie near each other, so that a query need not be compared with all. Axis G: families."""
+
+    def __init__(self, centroids_CH: np.ndarray, family_C: np.ndarray) -> None:
+        self.members_C = np.argsort(family_C, kind="stable")  # family after family
+        size_G = np.bincount(family_C)
+        self.offsets_G1 = offsets_of(size_G)
+        sum_GH = np.add.reduceat(centroids_CH.take(self.members_C, axis=0), self.offsets_G1[:-1])
+        self.means_GH = sum_GH / size_G[:, None].astype(np.float32)
+        self.paired = kernels.paired(self.means_GH)
+
+
+def families_of(centroids_CH: np.ndarray) -> np.ndarray | None:
+    """family_C, of FAMILY centroids each on average; None where there are too few to gain by it."""
+    if len(centroids_CH) < MANY:
+        return None
+    middles_GH = kmeans(centroids_CH, len(centroids_CH) // FAMILY, seed=0)
+    family_C = nearly_nearest(centroids_CH, middles_GH)
+    return np.unique(family_C, return_inverse=True)[1].astype(np.int32)  # none is empty
 
 
 def nearly_nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
@@ -362,18 +391,24 @@ def pack_parts(parts: Iterable[np.ndarray], n_bits: int) -> Iterator[np.ndarray]
     yield pack_codes(rest, n_bits)
 
 
-def unpack_codes(packed: np.ndarray, n_bits: int, T: int) -> np.ndarray:
-    """The T codes in a string of bits, in the smallest unsigned type that holds them."""
-    codes_T = np.empty(T, _code_type(n_bits))
-    kernels.unpack(np.asarray(packed), n_bits, codes_T)
+def unpack_codes(packed: np.ndarray, n_bits: int, starts: int | np.ndarray, stops: int | np.ndarray) -> np.ndarray:
+    """The codes of a run of a string of bits, or of runs, end to end, in the smallest unsigned type that holds them."""
+    starts_N, stops_N = (np.atleast_1d(np.asarray(at, np.int64)) for at in (starts, stops))
+    codes_T = np.empty((stops_N - starts_N).sum(), _code_type(n_bits))
+    kernels.unpack(_words(packed), n_bits, starts_N, stops_N, codes_T)
     return codes_T
 
 
 def unpack_rows(packed: np.ndarray, n_bits: int, rows_N: np.ndarray) -> np.ndarray:
-    """As unpack_codes(...)[rows_N], reading no others."""
+    """The codes of some rows."""
     codes_N = np.empty(len(rows_N), _code_type(n_bits))
-    kernels.unpack_some(np.asarray(packed), n_bits, rows_N, codes_N)
+    kernels.unpack_some(_words(packed), n_bits, rows_N, codes_N)
     return codes_N
+
+
+def _words(packed: np.ndarray) -> np.ndarray:
+    """At least one word, which is what the kernels read at a time."""
+    return np.asarray(packed) if len(packed) >= kernels.WORD else np.append(packed, np.zeros(kernels.WORD, np.uint8))
 
 
 def _code_type(n_bits: int) -> type:

@@ -19,9 +19,11 @@ import numpy as np
 from xmlib.index import kernels, residual, store
 from xmlib.ragged import offsets_of, rows_of
 
-WHOLE = 10_000_000  # tokens up to which the first stage looks at every passage
-BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
+WHOLE = 10_000_000  # tokens up to which codes are unpacked in memory, and the first stage may look at every passage
+LISTS = 4_000_000  # tokens from which on there are inverted lists
+MOST = 1 / 4  # of the passages; to look at them all is quicker than to look for more than these
 CACHE_LINE = 64  # bytes
+FAMILIES = 16  # of centroids, for each query token
 LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
 RUN = 10_000  # passages in memory while a segment is written anew
 TOKEN_ARRAYS = ("codes", "gains", "residuals", "fine")  # a row or so many bits for each token; fine is the side file
@@ -31,7 +33,7 @@ Spread = Callable[[Callable[[slice], None], int], None]  # (work, n): work on th
 
 
 class Tables:
-    """What a query makes with every centroid and every residual byte: the same for all segments.
+    """What a query makes with centroids and with every residual byte: the same for all segments.
 
     Kept from query to query, because fresh memory costs a page fault every 4 KiB.
     """
@@ -41,10 +43,13 @@ class Tables:
         self.mean_H = codec.centroids_CH.mean(axis=0)
         self.gains = np.rint(codec.gain_levels * 2**15).astype(np.int32)
         self.score_B = np.empty(n_passages, np.int32)  # of all segments
+        C = len(codec.centroids_CH)
+        self.near_N = np.arange(C)  # centroids that inverted lists are looked at for
+        self.known_C = np.zeros(-(-C // kernels.LANES) * kernels.LANES, np.uint8)  # 1: has rows in the tables
         self.L = 0
 
     def fill(self, q_SH: np.ndarray, reach: float, spread: Spread) -> None:
-        """Those of one rotated query of real tokens only."""
+        """Those of one rotated query of real tokens only, with the centroids near to it."""
         self.S, H = q_SH.shape
         self._fit(-(-self.S // kernels.LANES) * kernels.LANES)
         self.q_LH = np.zeros((self.L, H), np.float32)
@@ -54,18 +59,42 @@ class Tables:
         longest = np.linalg.norm(q_SH, axis=1).max(initial=1e-6)
         self.factor = np.float32(32767 / (1.01 * self.codec.longest * longest))
 
-        centroids_CP, unit = self.codec.paired_centroids
-        q_PL, q_unit = kernels.paired_query(self.q_LH)
-
-        def products(part: slice) -> None:
-            kernels.centroid_table(centroids_CP[part], q_PL, unit * q_unit * self.factor, self.table_CL[part])
-
-        spread(products, len(self.table_CL))
+        self.query = kernels.paired_query(self.q_LH)
         low_L = (self.mean_H @ q_HL * self.factor).astype(np.int16)
-        # Bytes in a product of 1.
-        self.step = kernels.to_bytes(self.table_CL, low_L, self.bytes_CL) * self.factor / 2**15
+        if self.codec.families is not None:
+            self.near_N = self._near(self.codec.families, low_L)
+        self._multiply(self.codec.paired_centroids, self.near_N, self.table_CL, spread)
+        self.range = _byte_range(self.table_CL, self.near_N, low_L)
+        kernels.to_bytes(self.table_CL, self.near_N, *self.range, self.bytes_CL)
+        self.known_C[:] = 0
+        self.known_C[self.near_N] = 1
+        self.step = self.range[2] * self.factor / 2**15  # bytes in a product of 1
         self.margin = np.uint8(min(reach * self.codec.spread * longest * self.step, 255))
         kernels.residual_table(self.codec.codebook_RWd, q_HL, self.factor, self.table_RWL)
+
+    def complete(self, codes_N: np.ndarray, spread: Spread) -> None:
+        """Rows of these centroids as well, of which the same may come often."""
+        missing_N = kernels.missing(codes_N, self.known_C)
+        self._multiply(self.codec.paired_centroids, missing_N, self.table_CL, spread)
+        kernels.to_bytes(self.table_CL, missing_N, *self.range, self.bytes_CL)
+
+    def _near(self, families: residual.Families, low_L: np.ndarray) -> np.ndarray:
+        """The centroids of the families that are nearest to each query token."""
+        every_G = np.arange(len(families.means_GH))
+        self._multiply(families.paired, every_G, self.table_GL, _whole)
+        kernels.to_bytes(self.table_GL, every_G, *_byte_range(self.table_GL, every_G, low_L), self.bytes_GL)
+        nearest_N, _, _ = kernels.highest(self.bytes_GL, every_G, self.S, FAMILIES, self.threshold_L)
+        rows_N, _ = rows_of(families.offsets_G1, np.unique(nearest_N))
+        return families.members_C.take(rows_N)
+
+    def _multiply(self, paired: tuple[np.ndarray, np.float32], rows_N: np.ndarray, table, spread: Spread) -> None:
+        vectors_CP, unit = paired
+        q_PL, q_unit = self.query
+
+        def products(part: slice) -> None:
+            kernels.centroid_table(vectors_CP, rows_N[part], q_PL, unit * q_unit * self.factor, table)
+
+        spread(products, len(rows_N))
 
     def _fit(self, L: int) -> None:
         if self.L != L:
@@ -74,6 +103,18 @@ class Tables:
             self.bytes_CL = _in_lines((C, L), np.uint8)
             self.table_RWL = _in_lines((*self.codec.codebook_RWd.shape[:2], L), np.int16)
             self.threshold_L = np.empty(L, np.uint8)
+            if self.codec.families is not None:
+                G = len(self.codec.families.means_GH)
+                self.table_GL, self.bytes_GL = _in_lines((G, L), np.int16), _in_lines((G, L), np.uint8)
+
+
+def _byte_range(table_NL: np.ndarray, rows_N: np.ndarray, low_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    low_L, high_L = low_L.copy(), np.empty_like(low_L)
+    return low_L, high_L, kernels.byte_range(table_NL, rows_N, low_L, high_L)
+
+
+def _whole(work: Callable[[slice], None], n: int) -> None:
+    work(slice(0, n))
 
 
 def _in_lines(shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -92,7 +133,7 @@ class Found:
     at_N: np.ndarray  # where each stands in offsets_B1
     offsets_B1: np.ndarray
     codes_T: np.ndarray
-    rows_T: np.ndarray | None  # the rows that these codes are of; None for all
+    shift_N: np.ndarray | None  # what the rows that a passage's codes are of have more than places here; None for 0
 
 
 class Segment:
@@ -118,16 +159,21 @@ class Segment:
     def n_live(self) -> int:
         return len(self) - len(self.gone_N)
 
-    def approximate(self, tables: Tables, score_B: np.ndarray, n_probe: int, n: int, spread: Spread) -> Found:
-        """The first stage: all passages, or the n that the inverted lists speak for most. Scores go to score_B."""
-        found = self._everything if self.lists is None else self._listed(tables, score_B, n_probe, n)
+    def approximate(self, tables: Tables, score_B: np.ndarray, listing: tuple[int, int, int], spread: Spread) -> Found:
+        """The first stage: all passages, or those that the inverted lists speak for most. Scores go to score_B.
+
+        `listing`: at most so many centroids for each query token, so many passages in their lists, and so many in all.
+        """
+        everything = self.lists is None or (self._is_unpacked and listing[-1] > MOST * len(self))
+        found = self._everything if everything else self._listed(tables, *listing, spread)
         score_N = score_B[: len(found.position_N)]
+        tables.complete(self._used_N if everything else found.codes_T, spread)
 
         def approximate(part: slice) -> None:
             kernels.approximate(found.at_N[part], found.offsets_B1, found.codes_T, tables.bytes_CL, score_N[part])
 
         spread(approximate, len(score_N))
-        if self.lists is None:
+        if everything:
             score_N[self.gone_N] = -1  # which no later stage looks at
         return found
 
@@ -142,8 +188,8 @@ class Segment:
             offsets_N1 = kernels.contenders(*within, row_K)
             row_K = row_K[: offsets_N1[-1]]
             codes_K = found.codes_T.take(row_K)
-            if found.rows_T is not None:
-                row_K = found.rows_T.take(row_K)
+            if found.shift_N is not None:
+                row_K += np.repeat(found.shift_N[at_N[part]], np.diff(offsets_N1))
             codes = (codes_K, self._gains_at(row_K), self.residuals_TR)
             of = (tables.gains, tables.table_CL, tables.table_RWL)
             kernels.rerank(row_K, offsets_N1, *codes, *of, tables.factor, score_N[part])
@@ -163,39 +209,66 @@ class Segment:
     def unpack(self) -> None:
         """Do now what would be done on the first search, before there are threads."""
         self.codec.paired_centroids  # noqa: B018
-        if self.lists is None:
-            self._everything, self._gains_T  # noqa: B018
+        if self._is_unpacked:
+            self._everything, self._used_N, self._gains_T  # noqa: B018
+        if self.lists is not None:
+            self._size_C  # noqa: B018
 
     def runs(self) -> list["Run"]:
         """The passages that were not taken out, so many at a time."""
         live_N = np.delete(np.arange(len(self)), self.gone_N)
         return [Run(self, live_N[start:stop]) for start, stop in store.chunks_of(len(live_N), RUN)]
 
+    @property
+    def _is_unpacked(self) -> bool:
+        return self.lists is None or len(self.residuals_TR) <= WHOLE
+
     @cached_property
     def _everything(self) -> Found:
-        codes_T = residual.unpack_codes(self.arrays["codes"], self.codec.code_bits, len(self.residuals_TR))
+        codes_T = residual.unpack_codes(self.arrays["codes"], self.codec.code_bits, 0, len(self.residuals_TR))
         position_B = np.arange(len(self))
         return Found(position_B, position_B, self.offsets_B1, codes_T, None)
 
     @cached_property
-    def _gains_T(self) -> np.ndarray:
-        return residual.unpack_codes(self.arrays["gains"], residual.GAIN_BITS, len(self.residuals_TR))
+    def _used_N(self) -> np.ndarray:
+        """The centroids that there are tokens at."""
+        return np.flatnonzero(np.bincount(self._everything.codes_T))
 
-    def _listed(self, tables: Tables, score_B: np.ndarray, n_probe: int, n: int) -> Found:
+    @cached_property
+    def _size_C(self) -> np.ndarray:
+        """How many passages the list of each centroid holds."""
+        return np.diff(self.lists[0][:: _blocks(len(self))].astype(np.int64))
+
+    @cached_property
+    def _gains_T(self) -> np.ndarray:
+        return residual.unpack_codes(self.arrays["gains"], residual.GAIN_BITS, 0, len(self.residuals_TR))
+
+    def _listed(self, tables: Tables, n_probe: int, n_postings: int, n: int, spread: Spread) -> Found:
         """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
-        cell_N, above_N, start_S1 = kernels.highest(tables.bytes_CL, tables.S, n_probe, tables.threshold_L)
-        score_B[:] = -1
-        kernels.accumulate(cell_N, above_N, start_S1, *self.lists, _blocks(len(self)), score_B)
-        score_B[self.gone_N] = -1
-        position_N = kernels.best(score_B, n)
-        rows_T, offsets_N1 = rows_of(self.offsets_B1, position_N)
-        return Found(position_N, np.arange(len(position_N)), offsets_N1, self._codes_at(rows_T), rows_T)
+        cell_N, above_N, start_S1 = kernels.highest(
+            tables.bytes_CL, tables.near_N, tables.S, n_probe, tables.threshold_L
+        )
+        stop_S = kernels.ends_within(cell_N, start_S1, self._size_C, n_postings)
+        n_blocks, parts = _blocks(len(self)), {}
+
+        def look(blocks: slice) -> None:
+            span = (blocks.start, blocks.stop)
+            cells = (cell_N, above_N, start_S1, stop_S)
+            parts[span] = kernels.listed(*cells, *self.lists, n_blocks, span, self.gone_N, n)
+
+        spread(look, n_blocks)
+        position_N, score_N = map(np.concatenate, zip(*(parts[span] for span in sorted(parts)), strict=True))
+        position_N = position_N[kernels.best(score_N, n)]
+        starts_N, stops_N = self.offsets_B1[position_N], self.offsets_B1[position_N + 1]
+        offsets_N1 = offsets_of(stops_N - starts_N)
+        codes_T = residual.unpack_codes(self.arrays["codes"], self.codec.code_bits, starts_N, stops_N)
+        return Found(position_N, np.arange(len(position_N)), offsets_N1, codes_T, starts_N - offsets_N1[:-1])
 
     def _codes_at(self, rows_N: np.ndarray) -> np.ndarray:
         return residual.unpack_rows(self.arrays["codes"], self.codec.code_bits, rows_N)
 
     def _gains_at(self, rows_N: np.ndarray) -> np.ndarray:
-        if self.lists is None:
+        if self._is_unpacked:
             return self._gains_T.take(rows_N)
         return residual.unpack_rows(self.arrays["gains"], residual.GAIN_BITS, rows_N)
 
@@ -240,12 +313,12 @@ def compress(
 def packed(parts: list[Mapping[str, np.ndarray]], codec: residual.Codec, lists: bool | None) -> dict:
     """The arrays of a segment of all these passages, as they go to disk: codes and gains as strings of bits.
 
-    With `lists` there are inverted lists; by default where it has more than WHOLE tokens.
+    With `lists` there are inverted lists; by default where it has more than LISTS tokens.
     """
     arrays = store.join(parts)
     size_P = [(len(lengths_B), int(lengths_B.sum())) for lengths_B in arrays["lengths"]]
     n_passages, n_tokens = (sum(sizes) for sizes in zip(*size_P, strict=True))
-    if lists or (lists is None and n_tokens > WHOLE):
+    if lists or (lists is None and n_tokens > LISTS):
         arrays |= lists_of(arrays, n_passages, len(codec.centroids_CH))
     codes = residual.pack_parts(arrays["codes"], codec.code_bits)
     return arrays | {"codes": codes, "gains": residual.pack_parts(arrays["gains"], residual.GAIN_BITS)}
@@ -285,4 +358,4 @@ def _spans(arrays: Mapping):
 
 
 def _blocks(B: int) -> int:
-    return -(-B // BLOCK)
+    return -(-B // kernels.BLOCK)
