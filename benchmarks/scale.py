@@ -6,10 +6,10 @@
 
 The file is what `benchmarks.vectors` writes. A passage is generated from the words of two real ones, half of each: a
 word is one of the centroids of the real vectors, of PER_WORD each, to which a shift of the whole passage and one of the
-token are added, with the variances along the real residuals' principal axes. TOPIC passages have a topic: they take their words
-from POOL real ones and share half of their shift, so that a question has near misses. A question takes tokens of a
-passage, as far away from them as a real question is from the passage that answers it. The first row is of as many real
-passages, so that one can see how much the generated ones resemble them.
+token are added, with the variances along the real residuals' principal axes. TOPIC passages have a topic: they take
+their words from POOL real ones and share half of their shift, so that a question has near misses. A question takes
+tokens of a passage, as far away from them as a real question is from the passage that answers it. The first row is of
+as many real passages, so that one can see how much the generated ones resemble them.
 
 Every size is built in a process of its own. Generating, and scoring every passage exactly for the recall, happen while
 the index is built and are left out of its time. Peak memory counts pages of files that happen to be mapped. What was

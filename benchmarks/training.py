@@ -2,9 +2,9 @@
 
 A step encodes a batch of triples (queries of 32 tokens, passages with the lengths of MS MARCO), scores every query
 against every passage, takes the loss of Eq. 6 and updates the shared weights with AdamW; embeddings and adapters are
-frozen. Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. PyLate, where
-it is installed: its model and its contrastive loss. All start from the same random weights of xmod-base's shape and
-take the same batches in turn; without dropout (`--dropout 0`) the losses of stock and ours have to agree.
+frozen. Stock: padded, queries and passages in two forward passes, MaxSim over the four-dimensional tensor. PyLate,
+where it is installed: its model and its contrastive loss. All start from the same random weights of xmod-base's shape
+and take the same batches in turn; without dropout (`--dropout 0`) the losses of stock and ours have to agree.
 
     python -m benchmarks.training --layers 2 --vocabulary 1000 --batch 8     # a CPU
     python -m benchmarks.training --batch 128 --rounds 20                    # a GPU, the paper's setting

@@ -605,7 +605,7 @@ def codeword_sums(x_TH, code_TR, sum_RWd, count_RW):
 
 @compiled
 def unpack(packed, n_bits, starts_N, stops_N, code_T):
-    """Whole numbers of up to 32 bits from a string of WORD bytes or more, lowest bit first: runs of them, end to end."""
+    """Whole numbers of up to 32 bits from a string of at least WORD bytes, lowest bit first: runs, end to end."""
     mask, last = (np.int64(1) << n_bits) - 1, len(packed) - WORD
     at = 0
     for n in range(len(starts_N)):
