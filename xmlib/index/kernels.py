@@ -372,9 +372,9 @@ def centroid_table(centroids_CP, rows_N, q_PL, factor, table_CL):
     P, L = q_PL.shape
     for n in range(0, len(rows_N), 2):
         c, d = np.intp(rows_N[n]), np.intp(rows_N[min(n + 1, len(rows_N) - 1)])
-        ahead = np.intp(rows_N[min(n + AHEAD, len(rows_N) - 1)])
-        for p in range(0, P, LINE):
-            prefetch(centroids_CP, ahead * P + p)
+        for i in (n + AHEAD, n + AHEAD + 1):
+            for p in range(0, P, LINE):
+                prefetch(centroids_CP, np.intp(rows_N[min(i, len(rows_N) - 1)]) * P + p)
         for l in range(0, L, LANES):
             by = fill(np.float32(factor))
             one = other = fill(np.int32(0))

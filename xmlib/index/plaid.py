@@ -3,10 +3,10 @@
 A search narrows down, and every stage is MaxSim, of ever better approximations of the token vectors:
 
     1. every passage, as if each token lay at its centroid: one byte per query token and centroid, looked up and
-       maximised. So cheap that inverted lists pay only beyond WHOLE tokens: there passages add up, for every query
-       token, the best of the centroids nearest to it that they have a token at, and the first LISTED times
-       n_candidates by that sum are looked at. The nearest centroids are looked for in families that are near, and as
-       many are taken as have POSTINGS passages, so that a frequent token does not cost more than a rare one
+       maximised. From LISTS tokens on there are inverted lists: passages add up, for every query token, the best of
+       the centroids nearest to it that they have a token at, and the first LISTED times n_candidates by that sum are
+       looked at. The nearest centroids are looked for in families of them, and taken until their lists hold POSTINGS
+       passages, so that a frequent word does not cost more than a rare one
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product.
        Below the highest effort only the tokens that may decide a score are read: those whose centroids are about as
        near to a query token as the nearest of their passage; and only the passages that may be among the k best, as
@@ -40,7 +40,7 @@ from xmlib.ragged import offsets_of
 KIND = "plaid-pq"
 CODEC = ("rotation", "centroids", "codebook", "gain_levels", "centroid_types", "centroid_families")
 PROBED = 256  # centroids per query token at most, where there are inverted lists
-POSTINGS = 5000  # times k ** 0.6: so many passages in the lists of those that are looked at
+POSTINGS = 5000  # passages in their lists, times k ** 0.6
 LISTED = 4  # passages out of the lists for each candidate
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 FIRST = 4  # the part of the candidates, as a divisor, that tells which of the others have to be read
@@ -381,7 +381,7 @@ def build(
     their number follows the number of tokens. Where the vectors say which types of token they are, every type has
     centroids of its own: quicker, and nearer. With `rescore` a side file of H bytes per token is kept for the last
     stage of a search; by default where the collection is small, up to about WHOLE tokens. With `lists` there are
-    inverted lists, 2 bytes and more per token; by default where it is larger. Of every `pool` tokens of a passage that
+    inverted lists, 2 bytes per token; by default from LISTS tokens on. Of every `pool` tokens of a passage that
     are alike one vector is kept (`pooling`): 2 halve the index, and cost 4 points of MRR@10 of 56 over 10,000 real
     passages. Centroids and codes are found on a PyTorch `device` where one is given, as pays on a GPU.
 
