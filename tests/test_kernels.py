@@ -112,6 +112,17 @@ def test_rows_that_come_later_fill_the_same_range_of_bytes_and_leave_other_rows_
     assert (np.delete(bytes_CL, done_N, axis=0) == 99).all()
 
 
+@pytest.mark.parametrize(("T", "n_centroids"), [(1, 1), (31, 2), (64, 3), (100, 300)])
+def test_the_nearest_centroid_is_the_first_of_those_with_the_largest_product(rng, T, n_centroids):
+    x_TH = rng.standard_normal((T, H)).astype(np.float32)
+    centroids_CH = rng.integers(-2, 3, (n_centroids, H)).astype(np.float32)  # some are the same
+    code_T = np.empty(T, np.int32)
+    kernels.nearest(x_TH, centroids_CH, code_T)
+    first = {tuple(centroid): c for c, centroid in reversed(list(enumerate(centroids_CH.tolist())))}
+    best_T = (x_TH.astype(np.float64) @ centroids_CH.T).argmax(axis=1)
+    assert code_T.tolist() == [first[tuple(centroids_CH[c].tolist())] for c in best_T]
+
+
 def test_what_is_missing_is_named_once_and_known_from_then_on():
     known_C = np.zeros(64, np.uint8)
     known_C[[0, 40]] = 1
@@ -215,6 +226,7 @@ def test_a_product_of_a_few_rows_is_that_of_numpy_and_takes_arrays_that_cannot_b
     for S, H, G in ((0, 8, 8), (1, 8, 3), (23, 128, 128)):
         rows, matrix = rng.standard_normal((S, H), dtype=np.float32), rng.standard_normal((H, G), dtype=np.float32)
         matrix.flags.writeable = False
-        found = kernels.product(rows, matrix)
+        found = np.empty((len(rows), matrix.shape[1]), np.float32)
+        kernels.product(rows, matrix, found)
         assert found.shape == (S, G) and found.dtype == np.float32
         np.testing.assert_allclose(found, rows @ matrix, atol=1e-4)

@@ -202,3 +202,15 @@ def test_types_share_the_centroids_and_rare_ones_pool_theirs():
         own = np.flatnonzero((types_C == of) | (of == 120))
         product_TC = vectors_TH[types_T == of] @ centroids_CH[own].T
         np.testing.assert_array_equal(codes_T[types_T == of], own[product_TC.argmax(axis=1)])
+
+
+def test_a_codec_encodes_on_any_number_of_threads_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors_TH, types_T = clustered(9000, 50), rng.integers(0, 40, 9000).astype(np.int32)
+    codec = residual.train(vectors_TH, 256, 2, types_T=types_T)
+    encoded = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        encoded.append(codec.encode(vectors_TH, types_T) + codec.encode(vectors_TH))
+    for one, other in zip(*encoded, strict=True):
+        np.testing.assert_array_equal(one, other)

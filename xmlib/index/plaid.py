@@ -24,16 +24,15 @@ Beyond WHOLE tokens nothing is unpacked into memory: an index opens at once and 
 
 import itertools
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
 from xmlib.index.pooling import pooled
-from xmlib.index.segment import ARRAYS, LISTS, WHOLE, Found, Segment, Spread, Tables, compress, packed
+from xmlib.index.segment import ARRAYS, LISTS, WHOLE, Found, Segment, Tables, compress, packed
+from xmlib.index.threads import Spread, alone, among, count, pool
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of
 
@@ -120,11 +119,10 @@ class PlaidIndex:
                 scores_Ak[a, : len(scores)] = scores
                 positions_Ak[a, : len(scores)] = positions
 
-        threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-        few = len(q_ASH) < threads  # so that one thread for each query would leave some idle
-        pool = _pool(threads)
-        spread = partial(_on_all, pool, min(threads, PARTS)) if few else _on_this
-        list((map if few or threads == 1 else pool.map)(partial(one, spread=spread), range(len(q_ASH))))
+        n_threads = threads or count()
+        few = len(q_ASH) < n_threads  # so that one thread for each query would leave some idle
+        spread = among(n_threads, min(n_threads, PARTS)) if few else alone
+        list((map if few or n_threads == 1 else pool(n_threads).map)(partial(one, spread=spread), range(len(q_ASH))))
         return scores_Ak, positions_Ak
 
     def _search(
@@ -331,33 +329,6 @@ def _named(name: str, number: int) -> str:
 def _between(position_N: np.ndarray, ends: Sequence[int]) -> list[slice]:
     """Where those of the ascending positions stand that lie between each end and the next."""
     return [slice(first, last) for first, last in itertools.pairwise(np.searchsorted(position_N, ends))]
-
-
-@lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay for the next search: to start and end them takes a tenth as long as to find the ten best.
-
-    One is started when there is something for it.
-    """
-    return ThreadPoolExecutor(threads)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are in the parent
-
-
-def _on_this(work: Callable[[slice], None], n: int) -> None:
-    """On this thread, in one part."""
-    work(slice(0, n))
-
-
-def _on_all(pool: ThreadPoolExecutor, n_parts: int, work: Callable[[slice], None], n: int) -> None:
-    """In parts: the first on this thread, which would only wait, the others on threads of the pool."""
-    first, *others = [slice(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
-    under_way = [pool.submit(work, part) for part in others]
-    work(first)
-    for part in under_way:
-        part.result()
 
 
 def build(

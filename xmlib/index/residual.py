@@ -22,6 +22,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from xmlib.index import kernels
+from xmlib.index.threads import Spread, alone, among, count
 from xmlib.ragged import offsets_of
 
 N_BITS = (1, 2, 4)
@@ -37,8 +38,8 @@ GROUPED = 2048  # centroids from which on the nearest is looked for in a part of
 MANY = 4096  # centroids from which on there are families
 FAMILY = 32
 FEW = 16  # times fewer vectors than centroids are compared with all of them
-QUERY = 256  # so many vectors may be those of a query
-TILE = 1024  # vectors, and centroids, whose products stay in cache
+SHARED = 1 << 22  # products, and
+ROWS = 2048  # vectors, that are worth a part of their own on another thread
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
 Assign = Callable[[np.ndarray, np.ndarray], np.ndarray]  # vectors (T, H), centroids (C, H) → codes (T,), int32
@@ -97,10 +98,14 @@ class Codec:
         return vectors_TH.astype(np.float32, copy=False)
 
     def rotate(self, vectors_TH: np.ndarray) -> np.ndarray:
-        vectors_TH = self.checked(vectors_TH)
-        if len(vectors_TH) <= QUERY:
-            return kernels.product(vectors_TH, self.rotation_HH)
-        return vectors_TH @ self.rotation_HH
+        vectors_TH = np.ascontiguousarray(self.checked(vectors_TH))
+        rotated_TH = np.empty_like(vectors_TH)
+
+        def rotate(rows: slice) -> None:
+            kernels.product(vectors_TH[rows], self.rotation_HH, rotated_TH[rows])
+
+        _among(len(vectors_TH) // ROWS)(rotate, len(vectors_TH))
+        return rotated_TH
 
     @cached_property
     def paired_centroids(self) -> tuple[np.ndarray, np.float32]:
@@ -235,10 +240,16 @@ def codewords(residuals_TH: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
 def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.ndarray:
     """Returns (T, R), uint8."""
     code_TR = np.empty((len(residuals_TH), len(codebook_RWd)), np.uint8)
-    twice_RdW = np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1))
-    kernels.nearest_codewords(
-        np.ascontiguousarray(residuals_TH), twice_RdW, np.square(codebook_RWd).sum(axis=2), code_TR
+    residuals_TH, twice_RdW = (
+        np.ascontiguousarray(residuals_TH),
+        np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1)),
     )
+    square_RW = np.square(codebook_RWd).sum(axis=2)
+
+    def look(rows: slice) -> None:
+        kernels.nearest_codewords(residuals_TH[rows], twice_RdW, square_RW, code_TR[rows])
+
+    _among(len(residuals_TH) // ROWS)(look, len(residuals_TH))
     return code_TR
 
 
@@ -283,24 +294,21 @@ def kmeans_by_type(
     return np.concatenate(found), np.repeat(types, n_own).astype(np.int32)
 
 
-def nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray) -> np.ndarray:
-    """The centroid of largest inner product, the first of equal ones. Returns codes_T, int32."""
+def nearest(vectors_TH: np.ndarray, centroids_CH: np.ndarray, spread: Spread | None = None) -> np.ndarray:
+    """The centroid of largest inner product, the first of equal ones. Returns codes_T, int32.
+
+    Rows are shared among threads as `spread` says; by default where there are many products.
+    """
     codes_T = np.empty(len(vectors_TH), np.int32)
-    for t in range(0, len(vectors_TH), TILE):
-        part_TH = vectors_TH[t : t + TILE]
-        rows, best_T, code_T = (
-            np.arange(len(part_TH)),
-            np.full(len(part_TH), -np.inf, np.float32),
-            codes_T[t : t + TILE],
-        )
-        for c in range(0, len(centroids_CH), TILE):
-            product_TC = part_TH @ centroids_CH[c : c + TILE].T
-            at_T = product_TC.argmax(axis=1)
-            top_T = product_TC[rows, at_T]
-            better_T = top_T > best_T
-            np.copyto(best_T, top_T, where=better_T)
-            np.copyto(code_T, at_T + c, where=better_T, casting="same_kind")
+    vectors_TH, centroids_CH = np.ascontiguousarray(vectors_TH), np.ascontiguousarray(centroids_CH)
+    spread = spread or _among(len(vectors_TH) * len(centroids_CH) // SHARED)
+    spread(lambda rows: kernels.nearest(vectors_TH[rows], centroids_CH, codes_T[rows]), len(vectors_TH))
     return codes_T
+
+
+def _among(most: int) -> Spread:
+    """A few parts for every thread, so that all end together, and no more than `most`."""
+    return among(count(), min(4 * count() if count() > 1 else 1, most))
 
 
 def groups(centroids_CH: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -354,8 +362,12 @@ def assigned_by_type(
     at_N = np.flatnonzero(own_T)
     types, runs = _runs(types_T[at_N])
     firsts, lasts = (np.searchsorted(types_C, types, side) for side in ("left", "right"))
-    for run, first, last in zip(runs, firsts, lasts, strict=True):
-        codes_T[at_N[run]] = first + nearest(vectors_TH[at_N[run]], centroids_CH[first:last])
+
+    def assign(some: slice) -> None:
+        for run, first, last in zip(runs[some], firsts[some], lasts[some], strict=True):
+            codes_T[at_N[run]] = first + nearest(vectors_TH[at_N[run]], centroids_CH[first:last], alone)
+
+    _among(len(at_N) // ROWS)(assign, len(runs))
     return codes_T
 
 

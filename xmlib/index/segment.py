@@ -10,13 +10,14 @@ Axes, used as suffixes:  B passages of the segment, those taken out included · 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from xmlib.index import kernels, residual, store
+from xmlib.index.threads import Spread, alone
 from xmlib.ragged import offsets_of, rows_of
 
 WHOLE = 10_000_000  # tokens up to which codes are unpacked in memory, and the first stage may look at every passage
@@ -28,8 +29,6 @@ LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
 RUN = 10_000  # passages in memory while a segment is written anew
 TOKEN_ARRAYS = ("codes", "gains", "residuals", "fine")  # a row or so many bits for each token; fine is the side file
 ARRAYS = (*TOKEN_ARRAYS, "lengths", "posting_at", "postings")
-
-Spread = Callable[[Callable[[slice], None], int], None]  # (work, n): work on the rows 0 to n, in parts
 
 
 class Tables:
@@ -81,7 +80,7 @@ class Tables:
     def _near(self, families: residual.Families, low_L: np.ndarray) -> np.ndarray:
         """The centroids of the families that are nearest to each query token."""
         every_G = np.arange(len(families.means_GH))
-        self._multiply(families.paired, every_G, self.table_GL, _whole)
+        self._multiply(families.paired, every_G, self.table_GL, alone)
         kernels.to_bytes(self.table_GL, every_G, *_byte_range(self.table_GL, every_G, low_L), self.bytes_GL)
         nearest_N, _, _ = kernels.highest(self.bytes_GL, every_G, self.S, FAMILIES, self.threshold_L)
         rows_N, _ = rows_of(families.offsets_G1, np.unique(nearest_N))
@@ -111,10 +110,6 @@ class Tables:
 def _byte_range(table_NL: np.ndarray, rows_N: np.ndarray, low_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     low_L, high_L = low_L.copy(), np.empty_like(low_L)
     return low_L, high_L, kernels.byte_range(table_NL, rows_N, low_L, high_L)
-
-
-def _whole(work: Callable[[slice], None], n: int) -> None:
-    work(slice(0, n))
 
 
 def _in_lines(shape: tuple[int, ...], dtype: type) -> np.ndarray:
