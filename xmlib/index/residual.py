@@ -39,7 +39,7 @@ MANY = 4096  # centroids from which on there are families
 FAMILY = 32
 FEW = 16  # times fewer vectors than centroids are compared with all of them
 SHARED = 1 << 22  # products, and
-ROWS = 2048  # vectors, that are worth a part of their own on another thread
+ROWS = 2048  # vectors, from which on a part of them is worth handing to another thread
 BLOCK = 1 << 20  # codes packed at a time; a multiple of 8, so that every block starts on a whole byte
 
 Assign = Callable[[np.ndarray, np.ndarray], np.ndarray]  # vectors (T, H), centroids (C, H) → codes (T,), int32
@@ -240,10 +240,8 @@ def codewords(residuals_TH: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
 def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.ndarray:
     """Returns (T, R), uint8."""
     code_TR = np.empty((len(residuals_TH), len(codebook_RWd)), np.uint8)
-    residuals_TH, twice_RdW = (
-        np.ascontiguousarray(residuals_TH),
-        np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1)),
-    )
+    residuals_TH = np.ascontiguousarray(residuals_TH)
+    twice_RdW = np.ascontiguousarray(-2 * codebook_RWd.transpose(0, 2, 1))
     square_RW = np.square(codebook_RWd).sum(axis=2)
 
     def look(rows: slice) -> None:
@@ -254,7 +252,7 @@ def nearest_codewords(residuals_TH: np.ndarray, codebook_RWd: np.ndarray) -> np.
 
 
 def kmeans(vectors_TH: np.ndarray, n_centroids: int, seed: int, assign: Assign = nearly_nearest) -> np.ndarray:
-    """Unit-length centroids (C, H), float32. The same on every run with the same vectors, seed and threads.
+    """Unit-length centroids (C, H), float32. The same on every run with the same vectors and seed.
 
     Spherical: vectors of unit length are nearest where their inner product is largest, and centroids of unit length
     keep it so for the query tokens that probe them, whether a cluster is tight or loose. They start as vectors drawn

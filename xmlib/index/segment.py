@@ -203,7 +203,7 @@ class Segment:
 
     def unpack(self) -> None:
         """Do now what would be done on the first search, before there are threads."""
-        self.codec.paired_centroids  # noqa: B018
+        self.codec.paired_centroids, self.codec.families  # noqa: B018
         if self._is_unpacked:
             self._everything, self._used_N, self._gains_T  # noqa: B018
         if self.lists is not None:
