@@ -325,6 +325,13 @@ def test_every_passage_is_looked_at_where_lists_would_name_most_of_them(case, in
     assert np.array_equal(found[1], wanted[1]) == whole
 
 
+def test_a_query_of_more_tokens_than_lists_can_count_is_refused(listed):
+    long_ASH = np.ones((1, 2048, listed.codec.rotation_HH.shape[0]), np.float32)
+    with pytest.raises(ValueError, match="a query of 2048 tokens; inverted lists take 2047 at most"):
+        listed.search(long_ASH, np.ones((1, 2048), bool), 10)
+    assert (listed.search(long_ASH[:, :2047], np.ones((1, 2047), bool), 10)[1] >= 0).all()
+
+
 def test_lists_of_many_blocks_written_in_many_passes_name_every_passage_once(monkeypatch):
     rng = np.random.default_rng(0)
     lengths_B, C = rng.integers(0, 4, 150_000).astype(np.int32), 50

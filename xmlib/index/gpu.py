@@ -181,9 +181,8 @@ class PlaidOnDevice(_OnDevice):
         """As `plaid.PlaidIndex.search`; the choices are those of `plaid.limits`."""
         n_candidates, n_rescored, _ = plaid.limits(k, **choices)
         found = _Found(len(q_ASH), k)
-        q_ASH = (
-            self.on((q_ASH * q_mask_AS[..., None]).astype(np.float32)) @ self.codec.rotation_HH
-        )  # of no token: adds 0
+        q_ASH = self.on((q_ASH * q_mask_AS[..., None]).astype(np.float32))  # zeros where no token is, which add 0
+        q_ASH = q_ASH @ self.codec.rotation_HH
         at_once = max(1, TABLE // (q_ASH.shape[1] * len(self.codec.centroids_CH)))
         for some_A in torch.arange(len(q_ASH)).split(at_once):
             best_AN = self._approximate(q_ASH[some_A]).topk(min(n_candidates, len(self.ids))).indices.sort().values

@@ -30,7 +30,7 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 32
 BLOCK = 1 << 16  # passages whose place within their block fits in 16 bits, and whose scores stay in cache
-TOKEN_BITS = 10  # hold the number of any query token
+TOKEN_BITS = 11  # hold the number of any query token; so many leave room for the bytes of all of them
 WORD = 8  # bytes that are loaded at once for a number of a few bits
 LINE = 16  # int32 in a line of the cache
 AHEAD = 8  # rows that are asked for before they are read: they lie far apart, so the processor cannot guess them

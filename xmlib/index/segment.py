@@ -240,6 +240,10 @@ class Segment:
 
     def _listed(self, tables: Tables, n_probe: int, n_postings: int, n: int, spread: Spread) -> Found:
         """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
+        if tables.S >= 1 << kernels.TOKEN_BITS:
+            raise ValueError(
+                f"a query of {tables.S} tokens; inverted lists take {(1 << kernels.TOKEN_BITS) - 1} at most"
+            )
         cell_N, above_N, start_S1 = kernels.highest(
             tables.bytes_CL, tables.near_N, tables.S, n_probe, tables.threshold_L
         )
