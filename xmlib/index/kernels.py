@@ -34,6 +34,7 @@ TOKEN_BITS = 11  # hold the number of any query token; so many leave room for th
 WORD = 8  # bytes that are loaded at once for a number of a few bits
 LINE = 16  # int32 in a line of the cache
 AHEAD = 8  # rows that are asked for before they are read: they lie far apart, so the processor cannot guess them
+FAR = 1024  # codes in a row that are asked for ahead: the processor guesses only up to the next page of memory
 
 
 def compiled(function):
@@ -89,6 +90,20 @@ def store(typing, array, index, lanes):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, lanes), generate
+
+
+@intrinsic
+def item(typing, array, index):
+    """The element of a contiguous array at flat position `index`, which must not be negative.
+
+    In array[index] the compiler has to allow for Python's negative positions, at four instructions each.
+    """
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return array.dtype(array, types.intp), generate
 
 
 @intrinsic
@@ -316,17 +331,33 @@ def product(rows_SH, matrix_HG, out_SG):
 
 
 @compiled
+def highest_of(codes_T, start, stop, bytes_CL, l):
+    """The highest bytes of some tokens, in the lanes from l on.
+
+    Four maxima grow side by side: in one each would wait for the last, for longer than a row takes to arrive.
+    """
+    L = bytes_CL.shape[1]
+    one = two = three = four = fill(np.uint8(0))
+    for t in range(start, stop - 3, 4):
+        one = larger(one, load(bytes_CL, np.intp(item(codes_T, t)) * L + l))
+        two = larger(two, load(bytes_CL, np.intp(item(codes_T, t + 1)) * L + l))
+        three = larger(three, load(bytes_CL, np.intp(item(codes_T, t + 2)) * L + l))
+        four = larger(four, load(bytes_CL, np.intp(item(codes_T, t + 3)) * L + l))
+    for t in range(max(start, stop - 3), stop):
+        one = larger(one, load(bytes_CL, np.intp(item(codes_T, t)) * L + l))
+    return larger(larger(one, two), larger(three, four))
+
+
+@compiled
 def approximate(positions_N, offsets_B1, codes_T, bytes_CL, score_N):
     """Score passages as if each token lay at its centroid. A passage with no token scores -1."""
-    L = bytes_CL.shape[1]
     for n in range(len(positions_N)):
-        start, stop = offsets_B1[positions_N[n]], offsets_B1[positions_N[n] + 1]
+        start, stop = item(offsets_B1, positions_N[n]), item(offsets_B1, positions_N[n] + 1)
+        for t in range(start, stop, LINE):
+            prefetch(codes_T, t + FAR)
         score = 0
-        for l in range(0, L, LANES):
-            highest = fill(np.uint8(0))
-            for t in range(start, stop):
-                highest = larger(highest, load(bytes_CL, np.intp(codes_T[t]) * L + l))
-            score += total(highest)
+        for l in range(0, bytes_CL.shape[1], LANES):
+            score += total(highest_of(codes_T, start, stop, bytes_CL, l))
         score_N[n] = score if stop > start else -1
 
 
@@ -377,23 +408,28 @@ def paired_query(q_LH: np.ndarray) -> tuple[np.ndarray, np.float32]:
 def centroid_table(centroids_CP, rows_N, q_PL, factor, table_CL):
     """Products of some centroids and the query tokens, both paired, times factor, as int16; other rows stay.
 
-    Two centroids share the loads of a query.
+    Four centroids share the loads of a query, and none of their sums waits for the last product.
     """
-    P, L = q_PL.shape
-    for n in range(0, len(rows_N), 2):
-        c, d = np.intp(rows_N[n]), np.intp(rows_N[min(n + 1, len(rows_N) - 1)])
-        for i in (n + AHEAD, n + AHEAD + 1):
+    (P, L), last = q_PL.shape, len(rows_N) - 1
+    by = fill(np.float32(factor))
+    for n in range(0, len(rows_N), 4):
+        a, b = np.intp(rows_N[n]), np.intp(rows_N[min(n + 1, last)])
+        c, d = np.intp(rows_N[min(n + 2, last)]), np.intp(rows_N[min(n + 3, last)])
+        for i in range(n + AHEAD, n + AHEAD + 4):
             for p in range(0, P, LINE):
-                prefetch(centroids_CP, np.intp(rows_N[min(i, len(rows_N) - 1)]) * P + p)
+                prefetch(centroids_CP, np.intp(rows_N[min(i, last)]) * P + p)
         for l in range(0, L, LANES):
-            by = fill(np.float32(factor))
-            one = other = fill(np.int32(0))
+            of_a = of_b = of_c = of_d = fill(np.int32(0))
             for p in range(P):
                 query = load(q_PL, p * L + l)
-                one = plus(one, of_pairs(query, fill(centroids_CP[c, p])))
-                other = plus(other, of_pairs(query, fill(centroids_CP[d, p])))
-            store(table_CL, c * L + l, to_int16(times(to_float32(one), by)))
-            store(table_CL, d * L + l, to_int16(times(to_float32(other), by)))
+                of_a = plus(of_a, of_pairs(query, fill(item(centroids_CP, a * P + p))))
+                of_b = plus(of_b, of_pairs(query, fill(item(centroids_CP, b * P + p))))
+                of_c = plus(of_c, of_pairs(query, fill(item(centroids_CP, c * P + p))))
+                of_d = plus(of_d, of_pairs(query, fill(item(centroids_CP, d * P + p))))
+            store(table_CL, a * L + l, to_int16(times(to_float32(of_a), by)))
+            store(table_CL, b * L + l, to_int16(times(to_float32(of_b), by)))
+            store(table_CL, c * L + l, to_int16(times(to_float32(of_c), by)))
+            store(table_CL, d * L + l, to_int16(times(to_float32(of_d), by)))
 
 
 @compiled
@@ -433,19 +469,20 @@ def missing(codes_N, known_C):
 
     known_C, filled up to a multiple of LANES, is 1 for those that are, and for these from now on.
     """
-    count = 0
+    asked_C = np.zeros(len(known_C), np.uint8)
     for n in range(len(codes_N)):
-        count += known_C[codes_N[n]] == 0
-        known_C[codes_N[n]] |= np.uint8(2) * (known_C[codes_N[n]] == 0)
-    missing_N = np.empty(count, np.int64)
+        asked_C[codes_N[n]] = 1
+    missing_N = np.empty(len(known_C), np.int64)
     n = 0
     for l in range(0, len(known_C), LANES):
-        if reached(load(known_C, l), fill(np.uint8(2))):
+        known = load(known_C, l)
+        new = reached(minus(larger(load(asked_C, l), known), known), fill(np.uint8(1)))
+        if new:
             for c in range(l, l + LANES):
-                if known_C[c] == 2:
+                if new >> (c - l) & 1:
                     missing_N[n], known_C[c] = c, 1
                     n += 1
-    return missing_N
+    return missing_N[:n]
 
 
 @compiled
@@ -462,15 +499,13 @@ def contenders(positions_N, offsets_B1, codes_T, bytes_CL, S, margin, row_K):
     for n in range(len(positions_N)):
         start, stop = offsets_B1[positions_N[n]], offsets_B1[positions_N[n] + 1]
         for l in range(0, L, LANES):
-            highest = fill(np.uint8(0))
-            for t in range(start, stop):
-                highest = larger(highest, load(bytes_CL, np.intp(codes_T[t]) * L + l))
+            highest = highest_of(codes_T, start, stop, bytes_CL, l)
             store(least_L, l, minus(larger(highest, by), by))
         least_L[S:] = 255  # lanes filled up hold zeros, and reach nothing
         for t in range(start, stop):
             lanes = np.int32(0)
             for l in range(0, L, LANES):
-                lanes |= reached(load(bytes_CL, np.intp(codes_T[t]) * L + l), load(least_L, l))
+                lanes |= reached(load(bytes_CL, np.intp(item(codes_T, t)) * L + l), load(least_L, l))
             row_K[k] = t  # overwritten by the next one where it does not stay
             k += lanes != 0
         offsets_N1[n + 1] = k
@@ -780,11 +815,13 @@ def listed(cell_N, above_N, start_S, stop_S, posting_at, postings, n_blocks, blo
     """
     tally_B = np.empty(BLOCK, np.int32)  # the score, and in its lowest bits the last query token that added to it
     position_N, score_N = np.empty(n + BLOCK, np.int64), np.empty(n + BLOCK, np.int32)
-    found, least, g = 0, 0, 0
+    found, least, g, last = 0, 0, 0, len(cell_N) - 1
     for p in range(blocks[0], blocks[1]):
         tally_B[:] = 0
         for s in range(len(stop_S)):
             for i in range(start_S[s], stop_S[s]):
+                coming = np.intp(cell_N[min(i + AHEAD, last)]) * n_blocks + p
+                prefetch(postings, np.intp(item(posting_at, coming)))
                 above, run = above_N[i] << TOKEN_BITS, np.intp(cell_N[i]) * n_blocks + p
                 for j in range(posting_at[run], posting_at[run + 1]):
                     b = np.intp(postings[j])
