@@ -266,6 +266,16 @@ def reached(typing, one, other):
 
 
 @intrinsic
+def lowest_bit(typing, bits):
+    """Which bit of an int32 that is not 0 is the lowest one set."""
+
+    def generate(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int32(types.int32), generate
+
+
+@intrinsic
 def word(typing, array, index):
     """WORD bytes of a contiguous array of bytes from `index`, the lowest first, as an int64."""
 
@@ -765,7 +775,7 @@ def highest(bytes_CL, rows_N, S, n, threshold_L):
             else:
                 most_L[l] = (least_L[l] + most_L[l]) // 2
     threshold_L[:] = least_L
-    threshold_L[S:] = 255  # lanes filled up hold zeros, and are never met
+    threshold_L[S:] = 255  # lanes filled up hold zeros, and are hardly ever met
     start_S1 = np.zeros(S + 1, np.int64)
     of_S256 = np.zeros((S, 257), np.int64)  # how many of each byte, from the highest down, to sort by counting
     for fills in range(2):
@@ -780,14 +790,17 @@ def highest(bytes_CL, rows_N, S, n, threshold_L):
         for l in range(0, L, LANES):
             by = load(threshold_L, l)
             for c in rows_N:
-                if total(at_least(load(bytes_CL, np.intp(c) * L + l), by)):
-                    for s in range(l, min(l + LANES, S)):
-                        value = np.intp(bytes_CL[c, s])
-                        if value >= least_L[s]:
-                            if fills:
-                                cell_N[of_S256[s, 255 - value]] = c
-                                above_N[of_S256[s, 255 - value]] = value - least_L[s] + 1
-                            of_S256[s, 255 - value] += 1
+                lanes = reached(load(bytes_CL, np.intp(c) * L + l), by)
+                while lanes:
+                    s = l + lowest_bit(lanes)
+                    if s >= S:
+                        break
+                    lanes &= np.int32(lanes - 1)
+                    value = np.intp(bytes_CL[c, s])
+                    if fills:
+                        cell_N[of_S256[s, 255 - value]] = c
+                        above_N[of_S256[s, 255 - value]] = value - least_L[s] + 1
+                    of_S256[s, 255 - value] += 1
     return cell_N, above_N, start_S1
 
 
