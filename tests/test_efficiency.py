@@ -1,5 +1,6 @@
 """Table 5's measurements: every engine is timed, exact search is the yardstick, and indexes are built once."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tests import toys
 from tests.test_pipeline import toy_collection
 from xmlib import efficiency, reporting, systems, tables
-from xmlib.index import lucene
+from xmlib.index import lucene, threads
 from xmlib.models import ColbertXM, DprXM
 from xmlib.systems import BM25, System
 
@@ -86,6 +87,14 @@ def test_what_was_measured_fits_the_table_and_the_pictures(measured, tmp_path, m
     assert [path.name for path in written if path.suffix == ".png"] == ["fig6_latency.png", "fig7_bytes.png"]
     assert all(path.stat().st_size > 500 for path in written)
     assert len(reporting.read_csv(written[0])) == len(rows.query("metric == 'cpu_latency_ms'"))
+
+
+def test_the_clock_runs_on_one_thread(monkeypatch):
+    for asked in (None, "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked) if asked else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        with efficiency._one_thread():
+            assert threads.count() == 1
+        assert os.environ.get("OMP_NUM_THREADS") == asked
 
 
 def test_shared_counts_what_exact_search_found():

@@ -11,6 +11,7 @@ Beside every latency stands the share of what exact search finds that the engine
 queries. Exact search scores every passage, from the same uncompressed vectors or term weights.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,15 +197,19 @@ def _multi(system: System, collection: Collection, gpu: bool, say: Callable) -> 
 def _built(
     system: System, collection: Collection, name: str, build: Callable[[Path], object], say: Callable, **more
 ) -> Path:
-    inputs = {
-        "engine": name,
-        "passages": collection.passages.fingerprint,
-        "lang": collection.lang,
-        "model": systems.identity(system.model),
-        "adapters": system.route(collection.lang),
-        "settings": system.settings,
-        "analysis": analysis.VERSION if system.kind == "bm25" else None,
-    } | more
+    inputs = (
+        {
+            "engine": name,
+            "passages": collection.passages.fingerprint,
+            "lang": collection.lang,
+            "model": systems.identity(system.model),
+            "adapters": system.route(collection.lang),
+            "settings": system.settings,
+            "analysis": analysis.VERSION if system.kind == "bm25" else None,
+        }
+        | systems.precision(system)
+        | more
+    )
     name = f"{name}-{collection.lang}"
     return stages.stage(RUNS / "indexes", name, 2, inputs, lambda into: build(into / "index"), say) / "index"
 
@@ -287,16 +292,20 @@ def _quality(answers: Sequence[np.ndarray], asked: Collection) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For PyTorch, and for what NumPy and faiss compute with."""
+    """For PyTorch, for what NumPy and faiss compute with, and for our own, which `index.threads` counts."""
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
+    before, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         with threadpool_limits(1):
             yield
     finally:
         torch.set_num_threads(before)
+        os.environ.pop("OMP_NUM_THREADS")
+        if asked is not None:
+            os.environ["OMP_NUM_THREADS"] = asked
 
 
 def _device(gpu: bool) -> str:
