@@ -483,7 +483,7 @@ def replicas(folder):
 def test_every_row_of_the_tables_opens_from_the_hub(tmp_path, monkeypatch, capsys):
     (tmp_path / "made").mkdir()
     folders = replicas(tmp_path / "made")
-    systems.identity.cache_clear()
+    systems._hub_identity.cache_clear()
     systems._open.cache_clear()
     with serving(monkeypatch, tmp_path) as hub:
         for name, folder in folders.items():

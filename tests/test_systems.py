@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from tests import toys
 from tests.test_pipeline import toy_collection
 from xmlib import baselines, carbon, notebook, pipeline, reported, systems
 from xmlib.data.sources import open_collection
 from xmlib.evaluation import Run, evaluate
 from xmlib.experiments import score_all
+from xmlib.models import ColbertXM
 from xmlib.systems import BM25, PAPER, System, checkpoints_of, identity, pick, rank, some_queries, version
 
 
@@ -137,9 +140,26 @@ def test_a_folder_is_known_by_what_is_in_it(tmp_path):
     (copy / "model.safetensors").write_bytes(b"1")
     assert identity(folder) == identity(copy) and identity(None) is None
     (copy / "config.json").write_text("{}")
-    identity.cache_clear()
     assert identity(folder) != identity(copy)
+    before = identity(folder)
+    (folder / "model.safetensors").write_bytes(b"22")  # trained on
+    assert identity(folder) != before
     assert version(BM25) == "bm25" and version(System("x", "mono-t5", folder)) == identity(folder)[:12]
+
+
+def test_a_model_that_is_saved_again_ranks_anew_and_so_does_another_precision(runs, tmp_path, monkeypatch):
+    folder, collection = tmp_path / "model", toy_collection("en")
+    row = System("ColBERT-XM", "colbert-xm", folder, engine="exact")
+    folders = []
+    for seed in (1, 2):
+        model = toys.model(ColbertXM)
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.linear.weight)
+        model.save(folder)
+        folders.append(systems.ranking(row, collection, k=5, progress=False))
+    monkeypatch.setenv("XMLIB_PRECISION", "bfloat16")
+    folders.append(systems.ranking(row, collection, k=5, progress=False))
+    assert len(set(folders)) == 3
 
 
 def test_every_system_of_the_papers_result_tables_has_a_row():

@@ -98,6 +98,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         loop_of(toys.model(DprXM, layout=LAYOUT), tmp_path / "c.pt")
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    loop_of(toys.model(ColbertXM, layout=LAYOUT), tmp_path / "c.pt").run()
+    loop_of(toys.model(ColbertXM, layout=LAYOUT), tmp_path / "c.pt", replace(RECIPE, checkpoint_every=5))
+    with pytest.raises(ValueError, match=r"c\.pt belongs to another recipe, of peak_rate 0\.001, seed 7"):
+        loop_of(toys.model(ColbertXM, layout=LAYOUT), tmp_path / "c.pt", replace(RECIPE, peak_rate=5e-2, seed=8))
+
+
 def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
     path = tmp_path / "c.pt"
     loop = loop_of(toys.model(ColbertXM, layout=LAYOUT), path)
@@ -117,12 +124,14 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
     assert path.read_bytes() == good
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step():
+def test_a_loss_that_is_no_number_stops_the_run_names_the_step_and_spares_the_weights():
     model = toys.model(ColbertXM, layout=LAYOUT)
     model.prepare_for_finetuning()
+    before = weights(model)
     nan = lambda step: next(p for p in model.parameters() if p.requires_grad).sum() * float("nan")  # noqa: E731
     with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
         Loop(model, nan, RECIPE, progress=False).run()
+    assert same(before, weights(model))
 
 
 def test_bad_recipes_raise():
@@ -174,6 +183,9 @@ from xmlib.training import Recipe
 outcomes = []
 for kind, scale in ((models.ColbertXM, 1.0), (models.DprXM, 20.0)):
     model = toys.model(kind, layout=Layout(query_length=12, passage_length=16))
+    with torch.no_grad():
+        for p in model.parameters() if training.os.environ.get("RANK", "0") != "0" else ():
+            p += 0.1  # as where each process draws its own
     recipe = Recipe(steps=4, batch_size=6, peak_rate=1e-3, seed=7)
     log = training.finetune(model, toys.triples(), recipe, progress=False, scale=scale).run()
     outcomes += [record["loss"] for record in log]

@@ -664,6 +664,8 @@ def quietly() -> Iterator[None]:
 
 
 def _after(prefix: str, texts: Sequence[str]) -> Sequence[str]:
+    if prefix and isinstance(texts, Pieces):
+        raise ValueError(f"texts that are cut into pieces already cannot get the prefix {prefix!r}: give the texts")
     return [prefix + text for text in texts] if prefix else texts
 
 

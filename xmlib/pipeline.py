@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xmlib import languages, pretraining, processes, systems, training, xmod
+from xmlib import formats, languages, pretraining, processes, systems, training, xmod
 from xmlib.carbon import Meter
 from xmlib.data import msmarco
 from xmlib.data.collection import Collection
@@ -361,8 +361,9 @@ def extended(
     def build(folder: Path) -> None:
         from transformers import AutoTokenizer, XmodForMaskedLM
 
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = XmodForMaskedLM.from_pretrained(encoder).to(device())
+        source = formats.locate(encoder)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = XmodForMaskedLM.from_pretrained(source).to(device())
         checkpoint = folder / CHECKPOINT
         settings = (recipe, checkpoint, max_length, join)
         finish(pretraining.add_language(model, tokenizer, lang, texts, *settings, progress=progress), folder)
@@ -466,7 +467,7 @@ def tokenized(examples: Triples, encoder: Path | str) -> Triples:
     """The examples with their texts cut by the encoder's tokenizer, in files that every process maps."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(formats.locate(encoder, weights=False))
     cut = {
         name: systems.pieces_of(tokenizer, texts, digest({name: texts}), examples.lang, progress=False)
         for name, texts in (("queries", examples.queries), ("passages", examples.passages))
@@ -511,8 +512,8 @@ def finish(loop: Loop, folder: Path, stop: int | None = None) -> None:
 
 
 def identity_of(recipe: Recipe) -> dict:
-    """What of a recipe shapes the weights: all but how often they are saved."""
-    return {name: value for name, value in asdict(recipe).items() if name != "checkpoint_every"}
+    """What of a recipe shapes the weights: all but how often they are saved, and the precision that is asked for."""
+    return recipe.identity | systems.precision()
 
 
 def identity_of_examples(examples: Triples | Tuples) -> str:
@@ -528,7 +529,7 @@ def xmod_languages(checkpoint: str) -> list[str]:
     """Adapters of an X-MOD, in the order of its configuration."""
     from transformers import XmodConfig
 
-    return list(XmodConfig.from_pretrained(checkpoint).languages)
+    return list(XmodConfig.from_pretrained(formats.locate(checkpoint, weights=False)).languages)
 
 
 def _text_files(source: str) -> dict[str, Path]:

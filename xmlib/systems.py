@@ -11,6 +11,7 @@ afterwards.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -181,7 +182,7 @@ def ranking(system: System, collection: Collection, k: int = 100, progress: bool
             "adapters": system.adapters,
             "first": fingerprint(first),
             "depth": system.depth,
-        }
+        } | precision(system)
 
         def run_of(into: Path) -> Run:
             return _rerank(system, collection, Run.load(first / RUN_FILE), k, into, progress)
@@ -221,16 +222,20 @@ def index(system: System, collection: Collection, progress: bool = True) -> Path
         system = BM25
     if system.kind == "bm25":
         system = replace(system, settings=TUNED.get(collection.source, {}) | system.settings)
-    inputs = {
-        "kind": system.kind,
-        "passages": collection.passages.fingerprint,
-        "lang": collection.lang,
-        "model": identity(system.model),
-        "adapters": system.route(collection.lang),
-        # 2: product-quantised residuals; 3: centroids by types of tokens.
-        "engine": f"{system.engine} 3" if system.group == "multi-vector" else None,
-        "analysis": analysis.VERSION if system.kind == "bm25" else None,
-    } | ({"settings": system.settings} if system.settings else {})
+    inputs = (
+        {
+            "kind": system.kind,
+            "passages": collection.passages.fingerprint,
+            "lang": collection.lang,
+            "model": identity(system.model),
+            "adapters": system.route(collection.lang),
+            # 2: product-quantised residuals; 3: centroids by types of tokens.
+            "engine": f"{system.engine} 3" if system.group == "multi-vector" else None,
+            "analysis": analysis.VERSION if system.kind == "bm25" else None,
+        }
+        | precision(system)
+        | ({"settings": system.settings} if system.settings else {})
+    )
 
     def build(into: Path) -> None:
         _build_index(system, collection, into / "index", progress)
@@ -262,11 +267,11 @@ def open_index(system: System, folder: Path):
 
 def open_model(kind: str, checkpoint: Path | str, **settings):
     """The model in a folder or of a hub id, on the GPU if there is one. The last two stay open."""
-    return _open(kind, checkpoint, tuple(settings.items()))
+    return _open(kind, checkpoint, identity(checkpoint), tuple(settings.items()))
 
 
 @lru_cache(maxsize=2)
-def _open(kind: str, checkpoint: Path | str, settings: tuple):
+def _open(kind: str, checkpoint: Path | str, identity: str, settings: tuple):
     from xmlib import crossencoders, models
 
     retrievers = (models.BiEncoder, models.DprXM, models.Colbert, models.ColbertXM)
@@ -278,7 +283,12 @@ def _open(kind: str, checkpoint: Path | str, settings: tuple):
     return model.in_int8() if int8 else model
 
 
-@lru_cache
+def precision(system: System | None = None) -> dict[str, str]:
+    """What the key of a stage holds besides where XMLIB_PRECISION says how its model computes; none is in BM25."""
+    asked = os.environ.get("XMLIB_PRECISION")
+    return {"precision": asked} if asked and (system is None or system.model) else {}
+
+
 def identity(checkpoint: Path | str | None) -> str | None:
     """What a stage's key holds of a checkpoint: the key of the stage that made it, a folder's hash, or a commit."""
     if checkpoint is None:
@@ -287,11 +297,23 @@ def identity(checkpoint: Path | str | None) -> str | None:
     if (folder / RECORD).is_file():
         return fingerprint(folder)
     if not folder.is_dir():
-        from xmlib import formats
+        return _hub_identity(str(checkpoint))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _folder_identity(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
-        return f"{str(checkpoint).partition('@')[0]}@{formats.commit(str(checkpoint))}"
+
+@lru_cache
+def _hub_identity(checkpoint: str) -> str:
+    from xmlib import formats
+
+    return f"{checkpoint.partition('@')[0]}@{formats.commit(checkpoint)}"
+
+
+@lru_cache
+def _folder_identity(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of its files, which are read again where one has another size or time."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path, _, _ in files:
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

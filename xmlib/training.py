@@ -18,7 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,6 +56,11 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, between 0 and 1")
+
+    @property
+    def identity(self) -> dict:
+        """What of it shapes the weights: all but how often they are saved."""
+        return {name: value for name, value in asdict(self).items() if name != "checkpoint_every"}
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, …: linear up to `peak_rate`, then linear down to 0 after the last step."""
@@ -96,6 +101,8 @@ class Loop:
         self.log: list[dict] = []  # one record per step done, also by earlier runs
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume()
+        if shared:
+            self._agree()
 
     @property
     def step(self) -> int:
@@ -122,8 +129,7 @@ class Loop:
                     if copied is not None:
                         copied.synchronize()
                     value = loss.item()
-                    if not math.isfinite(value):
-                        raise FloatingPointError(f"{self.title}: the loss of step {step} is {value}")
+                    self._check(step, value)
                     seconds, began = time.perf_counter() - began, time.perf_counter()
                     self.log.append({"step": step, "loss": value, "rate": recipe.rate(step), "seconds": seconds})
                     bar.update()
@@ -143,6 +149,8 @@ class Loop:
                 loss = self.loss_of(step * self.accumulate + part) / self.accumulate
             loss.backward()
             total += loss.detach()
+        if device.type == "cpu":
+            self._check(step, total.item())  # before the weights are lost; a GPU would have to wait for it
         if self.shared:
             _add_up([p.grad for p in self.trained.values()])
         torch.nn.utils.clip_grad_norm_(self.trained.values(), recipe.clip)
@@ -158,6 +166,10 @@ class Loop:
         copied.record()
         return total, copied
 
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{self.title}: the loss of step {step} is {loss}")
+
     def run(self, stop: int | None = None) -> list[dict]:
         """All remaining steps, or those up to step `stop`, where the state is kept; returns the log."""
         for _ in self._steps(stop or self.recipe.steps):
@@ -172,6 +184,7 @@ class Loop:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         beside = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         state = {"weights": self.trained, "optimizer": self.optimizer.state_dict(), "log": self.log}
+        state["recipe"] = self.recipe.identity
         torch.save(state, beside)
         os.replace(beside, self.checkpoint)
 
@@ -179,11 +192,24 @@ class Loop:
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         if state["weights"].keys() != self.trained.keys():
             raise ValueError(f"{self.checkpoint} belongs to another model: its trained parameters differ")
+        recipe = state.get("recipe", {}).items()  # of older ones it is not known
+        other = [f"{name} {value}" for name, value in recipe if value != self.recipe.identity[name]]
+        if other:
+            raise ValueError(f"{self.checkpoint} belongs to another recipe, of {', '.join(other)}: continue that one")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.log = state["log"]
+
+    def _agree(self) -> None:
+        """All processes of the group go on from the weights of the first."""
+        steps = [None] * _processes()
+        dist.all_gather_object(steps, self.step)
+        if len(set(steps)) > 1:
+            raise ValueError(f"processes resume at steps {steps}: {self.checkpoint} must be on a disk that all share")
+        for parameter in self.model.parameters():
+            dist.broadcast(parameter.data, 0)
 
 
 def finetune(
