@@ -256,7 +256,8 @@ def _draw(
         pool.draw(count, seed, into)
         (into / "skipped.json").write_text(json.dumps(pool.skipped, indent=1))
 
-    folder = stage(DATA / "published", f"msmarco-{nway}way-{collection.lang}", 1, inputs, build, say)
+    # 2: neighbouring seeds draw apart
+    folder = stage(DATA / "published", f"msmarco-{nway}way-{collection.lang}", 2, inputs, build, say)
     left_out = "; ".join(f"{number} x {reason}" for reason, number in _skipped(folder).items())
     say(f"{folder.name} left out {left_out or 'nothing'}")
     return folder
@@ -370,7 +371,7 @@ class _Pool:
                 into / "scores.npy", "w+", dtype=np.float32, shape=(count, shape[1] - 1)
             )
         for start in range(0, count, len(self.queries_U)):
-            rng = np.random.default_rng(seed + start // len(self.queries_U))
+            rng = np.random.default_rng([seed, start // len(self.queries_U)])
             order_U = rng.permutation(len(self.queries_U))[: count - start]
             here = slice(start, start + len(order_U))
             positive_U = self.positive_starts_U[order_U] + rng.integers(0, self.positive_counts_U[order_U])
