@@ -211,6 +211,13 @@ def test_a_text_with_a_line_break_is_not_saved_and_leaves_nothing_behind(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("pair", [("p 1", "a"), ("p1", "")])
+def test_what_could_not_be_read_back_is_not_saved(tmp_path, pair):
+    with pytest.raises(ValueError, match=f"an id with a blank, or nothing beside an id, in .'{pair[0]}', '{pair[1]}'"):
+        folder.save(Collection("c", "en", "dev", Passages.from_pairs([pair]), {}, {}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_source_is_a_folder_or_a_folder_of_languages(tmp_path, monkeypatch):
     write(tmp_path / "set" / "sw")
     write(tmp_path / "set" / "ar")

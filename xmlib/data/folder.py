@@ -69,7 +69,8 @@ def read_qrels(path: Path, queries: dict, passages: Passages, skips: "Skips") ->
 def save(collection: Collection, folder: str | Path) -> None:
     """Write the three gzipped files, each beside and then renamed. `load` reads them back equal.
 
-    Several splits of the same passages may be saved into one folder.
+    Several splits of the same passages may be saved into one folder. ValueError for an id with a blank and for a text
+    that is empty or has a line break, which the files cannot hold.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +212,8 @@ def _write(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
         # No time stamp and no name in the gzip header: equal collections give equal files.
         with beside.open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as file:
             for row in rows:
+                if not all(row) or any(blank in name for name in row[:-1] for blank in " \t"):
+                    raise ValueError(f"{path.name}: an id with a blank, or nothing beside an id, in {row!r:.80}")
                 line = "\t".join(row)
                 if "\n" in line or line.endswith("\r"):
                     raise ValueError(f"{path.name}: {row[0]!r} holds a line break, which a line cannot: {line!r:.80}")
