@@ -139,7 +139,8 @@ def test_what_the_meter_missed_of_a_training_is_assumed_in_a_row_of_its_own(tmp_
     half = carbon.Reading("a GPU", 0.25, 0.5, 500.0, "measured", "NVML")
     pd.DataFrame([asdict(half)]).to_csv(tmp_path / carbon.FILE, index=False)
     measured, assumed = carbon.training(tmp_path, log, power_w=100, how="guess")
-    assert measured == half and (assumed.hours, assumed.energy_kwh) == (0.5, 0.05)
+    assert measured == half and (assumed.hardware, assumed.hours, assumed.energy_kwh) == ("a GPU", 0.5, 0.25)
+    assert assumed.basis == "assumed" and assumed.how.endswith("NVML")
 
 
 def test_a_meter_leaves_its_readings_for_the_ledger(no_counters, tmp_path):

@@ -167,17 +167,21 @@ def measured(folder: Path) -> float | None:
 def training(folder: Path, log: pd.DataFrame, power_w: float, how: str) -> list[Reading]:
     """What it took to train the model in `folder`, whose log has a column `seconds`.
 
-    `save` left the readings of the meter there. What they do not cover, because training was cut off and went on or
-    because there was no meter, is assumed: the remaining time at `power_w`.
+    `save` left the readings of the meter there. What they do not cover, because training was cut off and went on, is
+    assumed: the remaining time at the power of each reading, or without a reading at `power_w`.
     """
     path = Path(folder) / FILE
     found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[field.name for field in fields(Reading)])
     readings = [Reading(**row) for row in found.to_dict("records")]
     hours = log["seconds"].sum() / 3600
     missing = hours - max((reading.hours for reading in readings), default=0.0)
-    if missing > 0.02 * hours:
-        readings.append(Reading("CPU", energy_kwh(power_w, missing), missing, power_w, "assumed", how))
-    return readings
+    if missing <= 0.02 * hours:
+        return readings
+    powers = [(of.hardware, of.power_w, f"at the power of the time behind it: {of.how}") for of in readings]
+    return readings + [
+        Reading(hardware, energy_kwh(power, missing), missing, power, "assumed", why)
+        for hardware, power, why in powers or [("CPU", power_w, how)]
+    ]
 
 
 def _nvml_counters() -> list[tuple[str, Callable[[], float]]]:
