@@ -1,6 +1,7 @@
 """Masked-LM: what is masked, what is an example, and that a tiny X-MOD learns every language's adapter."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,15 @@ def test_masking_touches_only_the_chosen_and_never_a_marker(seed):
     others = np.setdiff1d(np.arange(400), chosen)
     assert (ids[chosen] >= 6).all() and np.array_equal(inputs[others], ids[others])
     assert ((inputs[chosen] >= 6) & (inputs[chosen] <= 50)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_short_text_has_a_token_to_predict_and_one_of_markers_is_refused(seed):
+    rng = np.random.default_rng(seed)
+    _, chosen = pretraining.mask_tokens(np.array([0, 30, 2]), mask_id=50, specials=6, rng=rng)
+    assert chosen.tolist() == [1]
+    with pytest.raises(ValueError, match="no token to hide among 2"):
+        pretraining.mask_tokens(np.array([0, 2]), mask_id=50, specials=6, rng=rng)
 
 
 def test_masking_follows_its_shares():

@@ -220,12 +220,17 @@ def examples_of_stretches(tokenizer, texts: Sequence[str], max_length: int) -> T
 def mask_tokens(
     ids_T: np.ndarray, mask_id: int, specials: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupt a stream for masked-LM. Returns the input ids and the rows to predict.
+    """Corrupt a stream for masked-LM. Returns the input ids and the rows to predict, at least one.
 
     Ids below `specials` are markers of the sequence and are never chosen; `mask_id` is also the size of the vocabulary
-    without `<mask>`, which is last.
+    without `<mask>`, which is last. ValueError where the stream holds nothing but markers.
     """
-    chosen = np.flatnonzero((ids_T >= specials) & (rng.random(len(ids_T)) < MASKED))
+    eligible = ids_T >= specials
+    chosen = np.flatnonzero(eligible & (rng.random(len(ids_T)) < MASKED))
+    if not len(chosen):  # as happens to a short text or two
+        if not eligible.any():
+            raise ValueError(f"no token to hide among {len(ids_T)}: the texts are empty or hold no known character")
+        chosen = rng.choice(np.flatnonzero(eligible), 1)
     inputs_T = ids_T.copy()
     dice = rng.random(len(chosen))
     inputs_T[chosen[dice < 0.8]] = mask_id
