@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xmlib import scoring
-from xmlib.scoring import cosine, maxsim, maxsim_packed
+from xmlib.scoring import cosine, inner, maxsim, maxsim_packed
 
 
 def three_loops(q_SH, d_TH):
@@ -122,6 +122,15 @@ def test_cosine_ignores_length_and_gives_a_zero_vector_zero():
     q = torch.tensor([[3.0, 4.0]])
     d = torch.tensor([[6.0, 8.0], [-3.0, -4.0], [4.0, -3.0], [0.0, 0.0]])
     assert cosine(q, d).tolist() == [pytest.approx([1.0, -1.0, 0.0, 0.0], abs=1e-6)]
+
+
+def test_pooled_scores_are_float32_under_autocast():
+    q, d = torch.rand(2, 8), torch.rand(3, 8)
+    for score in (cosine, inner):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(score(q, d), score(q, d).float()) and score(q, d).dtype == torch.float32
+            within = score(q, d)
+        assert torch.equal(within, score(q, d))
 
 
 def test_the_gradient_equals_that_of_the_plain_tensor_whatever_the_tile(monkeypatch):

@@ -60,12 +60,17 @@ def maxsim_packed(
 
 def cosine(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
     """Cosine of every pooled query with every pooled document. Returns (A, B), float32. A zero vector scores 0."""
-    return torch.nn.functional.normalize(q_AH.float(), dim=-1) @ torch.nn.functional.normalize(d_BH.float(), dim=-1).T
+    normalize = torch.nn.functional.normalize
+    return inner(normalize(q_AH.float(), dim=-1), normalize(d_BH.float(), dim=-1))
 
 
 def inner(q_AH: torch.Tensor, d_BH: torch.Tensor) -> torch.Tensor:
-    """Inner product of every pooled query with every pooled document: the cosine where both are of unit length."""
-    return q_AH.float() @ d_BH.float().T
+    """Inner product of every pooled query with every pooled document: the cosine where both are of unit length.
+
+    Returns (A, B), float32, also under autocast.
+    """
+    with torch.autocast(q_AH.device.type, enabled=False):
+        return q_AH.float() @ d_BH.float().T
 
 
 @cache
@@ -76,6 +81,8 @@ def _fused_kernels() -> bool:
 
 class _TiledMaxsim(torch.autograd.Function):
     """MaxSim over a few documents at a time: the similarities of all, A x B x S x T, are never held together.
+
+    Under autocast they are products in its type; their sums are float32.
 
     For the gradient it keeps which document token won, (A x S, B). A tile's gradient is then a matrix of A x S rows
     with one entry per document, and both gradients are products with it: deterministic, and as fast as going forward.
