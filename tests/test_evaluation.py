@@ -131,6 +131,13 @@ def test_a_run_of_another_collection_and_missing_judgements_are_refused():
         evaluate(RUN, {})
 
 
+def test_a_run_that_found_nothing_scores_zero_read_back_as_well(tmp_path):
+    nothing = Run("nothing", {"q": {}})
+    nothing.save(tmp_path / "nothing.trec")
+    for run in (nothing, Run.load(tmp_path / "nothing.trec")):
+        assert evaluate(run, {"q": {"a": 1}}, ["mrr@10"])["mrr@10"].tolist() == [0.0]
+
+
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="query 'q' has a score that is not a number"):
         Run("r", {"q": {"a": float("nan")}})

@@ -90,7 +90,7 @@ def evaluate(
     cuts = [_name_and_cut(metric) for metric in metrics]
     if not qrels:
         raise ValueError("no judged queries")
-    if not any(qid in run.rankings for qid in qrels):
+    if run.rankings and not any(qid in run.rankings for qid in qrels):  # an empty run found nothing
         raise ValueError(f"run {run.name!r} has none of the {len(qrels)} judged queries: is it of another collection?")
 
     from ranx.metrics import metric_switch
