@@ -319,7 +319,8 @@ def _attend(attention, x_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     heads, width = attention.num_attention_heads, attention.attention_head_size
     dropout = attention.dropout.p if attention.training else 0.0
     three = (attention.query, attention.key, attention.value)
-    if torch.is_grad_enabled():  # one product each way; joining the weights costs less than it saves
+    # One product each way; joining the weights costs less than it saves.
+    if torch.is_grad_enabled() and all(_is_plain(p, torch.nn.Linear) for p in three):
         qkv_TH = F.linear(x_TH, torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
         if _ragged(qkv_TH, dropout, packing):
             q, k, v = qkv_TH.view(-1, 3, heads, width).unbind(1)
