@@ -67,7 +67,7 @@ def cost(energy_kwh: float | None = None) -> None:
         raise RuntimeError("notebook.cost() needs notebook.start(...) in the notebook's second cell")
     minutes, seconds = divmod(round(time.time() - _started), 60)
     print(f"wall time    {minutes} min {seconds:02d} s")
-    print(f"peak memory  {_size(_peak_memory())}")
+    print(f"peak memory  {_size(_peak_memory())}  of this process")
     print(f"energy       {'not measured' if energy_kwh is None else f'{energy_kwh:.4g} kWh'}")
     files = written_since(_started)
     for path, size in files:
