@@ -1,6 +1,7 @@
 """The centroid index: against exact search, bytes against the paper's formula, adding and removing, cut-off builds."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import resource
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from xmlib.index import exact, kernels, plaid, residual, segment, store
-from xmlib.index.plaid import PROBED
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of, rows_of
 from xmlib.scoring import maxsim_packed
@@ -69,7 +69,7 @@ def overlap(found_Ak, wanted_Ak):
 @pytest.fixture(autouse=True)
 def lists_are_used(monkeypatch):
     """Though these indexes are so small that it would be quicker to look at every passage."""
-    monkeypatch.setattr(segment, "MOST", 1000)
+    monkeypatch.setattr(segment, "MOST", math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +247,9 @@ def test_inverted_lists_find_what_looking_at_every_passage_finds(case, index, li
     for ours, theirs in zip(listed.search(q_ASH[:10], q_mask_AS[:10], 20, n_probe=C), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     wanted = index.search(q_ASH, q_mask_AS, 10)[1]
-    monkeypatch.setattr(plaid, "LISTED", 1)  # what the lists put first goes on, and no more
+    monkeypatch.setattr(segment, "LISTED", (1, 0))  # what the lists put first goes on, and no more
     one, many = (
-        overlap(listed.search(q_ASH, q_mask_AS, 10, n_probe=n, n_candidates=60)[1], wanted) for n in (1, PROBED)
+        overlap(listed.search(q_ASH, q_mask_AS, 10, n_probe=n, n_candidates=60)[1], wanted) for n in (1, segment.PROBED)
     )
     assert one < many >= 0.9
 
@@ -316,13 +316,18 @@ def test_codes_that_stay_mapped_give_what_unpacked_ones_give(case, listed, monke
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_every_passage_is_looked_at_where_lists_would_name_most_of_them(case, index, listed, whole, monkeypatch):
-    """And codes are in memory: those of an index that is too large for it are not."""
+    """And codes are in memory: those of an index that is too large for it are not. Nor where lists are asked for."""
     _, q_ASH, q_mask_AS = case
     monkeypatch.setattr(segment, "MOST", 1 / 4)
+    monkeypatch.setattr(segment, "PROBED", 1)
     monkeypatch.setattr(segment, "WHOLE", 10**7 * whole)
     again = plaid.open(listed.stored.path)
-    found, wanted = (one.search(q_ASH, q_mask_AS, 10, n_probe=1 if one is again else None) for one in (again, index))
-    assert np.array_equal(found[1], wanted[1]) == whole
+    found, asked, wanted = (
+        again.search(q_ASH, q_mask_AS, 10)[1],
+        again.search(q_ASH, q_mask_AS, 10, n_probe=1)[1],
+        index.search(q_ASH, q_mask_AS, 10)[1],
+    )
+    assert np.array_equal(found, wanted) == whole and not np.array_equal(asked, wanted)
 
 
 def test_a_query_of_more_tokens_than_lists_can_count_is_refused(listed):
@@ -392,6 +397,12 @@ def test_a_query_token_looks_at_no_more_lists_once_they_hold_enough():
     cell_N, start_S1 = np.int32([0, 1, 2, 3, 0, 4, 4, 1]), np.array([0, 3, 5, 8])
     assert kernels.ends_within(cell_N, start_S1, size_C, 12).tolist() == [2, 4, 8]
     assert kernels.ends_within(cell_N, start_S1, size_C, 1).tolist() == [1, 4, 6]
+
+
+def test_a_passage_of_no_list_is_taken_to_have_some_of_what_the_last_list_adds():
+    start_S1, stop_S, above_N = np.array([0, 3, 5]), np.array([2, 5]), np.int32([40, 13, 7, 9, 1])
+    kernels.less_unseen(above_N, start_S1, stop_S, 0.75)
+    assert above_N.tolist() == [31, 4, 7, 9, 1]  # 9 of the first token's 13 less; 7 lies behind its end; 0 of 1 less
 
 
 @pytest.mark.parametrize("n", [1, 700, 5000])

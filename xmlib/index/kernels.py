@@ -107,6 +107,18 @@ def item(typing, array, index):
 
 
 @intrinsic
+def put(typing, array, index, value):
+    """Set the element of a contiguous array at flat position `index`, which must not be negative, as of `item`."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, array.dtype), generate
+
+
+@intrinsic
 def fill(typing, number):
     """The same number in every lane."""
     lanes = Lanes(number)
@@ -550,12 +562,13 @@ def rerank(row_K, offsets_N1, codes_K, gains_K, residuals_TR, gain_of, table_CL,
         score = 0
         for l in range(0, L, LANES):
             highest = fill(np.int16(-32768))
-            for k in range(offsets_N1[n], offsets_N1[n + 1]):
-                prefetch(residuals_TR, row_K[min(k + AHEAD, len(row_K) - 1)] * R)
-                value = load(table_CL, np.intp(codes_K[k]) * L + l)
+            for k in range(item(offsets_N1, n), item(offsets_N1, n + 1)):
+                prefetch(residuals_TR, item(row_K, min(k + AHEAD, len(row_K) - 1)) * R)
+                value = load(table_CL, np.intp(item(codes_K, k)) * L + l)
+                at = item(row_K, k) * R
                 for r in range(R):
-                    value = plus(value, load(table_RWL, (r * W + np.intp(residuals_TR[row_K[k], r])) * L + l))
-                highest = larger(highest, scaled(value, gain_of[gains_K[k]]))
+                    value = plus(value, load(table_RWL, (r * W + np.intp(item(residuals_TR, at + r))) * L + l))
+                highest = larger(highest, scaled(value, item(gain_of, np.intp(item(gains_K, k)))))
             score += total(highest)
         score_N[n] = score / factor
     return score_N
@@ -819,6 +832,18 @@ def ends_within(cell_N, start_S1, size_C, most):
 
 
 @compiled
+def less_unseen(above_N, start_S1, stop_S, share):
+    """Take from above_N what a passage in none of a query token's lists is thought to have: a share of the least.
+
+    It is nearer to those of the last list than to nothing. At least 1 is left of what counts.
+    """
+    for s in range(len(stop_S)):
+        unseen = np.int32(share * (above_N[stop_S[s] - 1] - 1))
+        for i in range(start_S1[s], stop_S[s]):
+            above_N[i] -= unseen
+
+
+@compiled
 def listed(cell_N, above_N, start_S, stop_S, posting_at, postings, n_blocks, blocks, gone_N, n):
     """The n passages of some blocks that the lists of the chosen centroids speak for most: positions and scores.
 
@@ -832,25 +857,31 @@ def listed(cell_N, above_N, start_S, stop_S, posting_at, postings, n_blocks, blo
     for p in range(blocks[0], blocks[1]):
         tally_B[:] = 0
         for s in range(len(stop_S)):
+            own = np.int32(s + 1)
             for i in range(start_S[s], stop_S[s]):
-                coming = np.intp(cell_N[min(i + AHEAD, last)]) * n_blocks + p
-                prefetch(postings, np.intp(item(posting_at, coming)))
-                above, run = above_N[i] << TOKEN_BITS, np.intp(cell_N[i]) * n_blocks + p
-                for j in range(posting_at[run], posting_at[run + 1]):
-                    b = np.intp(postings[j])
-                    token = tally_B[b] & (1 << TOKEN_BITS) - 1
-                    tally_B[b] += (above if token != s + 1 else 0) + (s + 1 - token)
+                coming = np.intp(item(posting_at, np.intp(item(cell_N, min(i + AHEAD, last))) * n_blocks + p))
+                prefetch(postings, coming)
+                prefetch(postings, coming + 2 * LINE)
+                run = np.intp(item(cell_N, i)) * n_blocks + p
+                adds = np.int32((item(above_N, i) << TOKEN_BITS) + own)
+                for j in range(np.intp(item(posting_at, run)), np.intp(item(posting_at, run + 1))):
+                    b = np.intp(item(postings, j))
+                    tally = item(tally_B, b)
+                    token = tally & np.int32((1 << TOKEN_BITS) - 1)
+                    if token != own:
+                        put(tally_B, b, np.int32(tally + (adds - token)))
         while g < len(gone_N) and gone_N[g] < (p + 1) * BLOCK:
             if gone_N[g] >= p * BLOCK:
                 tally_B[gone_N[g] - p * BLOCK] = 0
             g += 1
         enough = fill(np.int32((least + 1) << TOKEN_BITS))
         for b in range(0, BLOCK, LANES):
-            if reached(load(tally_B, b), enough):
-                for i in range(b, b + LANES):
-                    if tally_B[i] >> TOKEN_BITS > least:
-                        position_N[found], score_N[found] = p * BLOCK + i, tally_B[i] >> TOKEN_BITS
-                        found += 1
+            lanes = reached(load(tally_B, b), enough)
+            while lanes:
+                i = b + lowest_bit(lanes)
+                lanes &= np.int32(lanes - 1)
+                position_N[found], score_N[found] = p * BLOCK + i, tally_B[i] >> TOKEN_BITS
+                found += 1
         if found > n:
             some_N = best(score_N[:found], n)
             for i in range(n):

@@ -4,9 +4,10 @@ A search narrows down, and every stage is MaxSim, of ever better approximations 
 
     1. every passage, as if each token lay at its centroid: one byte per query token and centroid, looked up and
        maximised. From LISTS tokens on there are inverted lists: passages add up, for every query token, the best of
-       the centroids nearest to it that they have a token at, and the first LISTED times n_candidates by that sum are
-       looked at. The nearest centroids are looked for in families of them, and taken until their lists hold POSTINGS
-       passages, so that a frequent word does not cost more than a rare one
+       the centroids nearest to it that they have a token at, or most of what the last of these is worth where they
+       have none, and the first by that sum are looked at, a few times n_candidates. The nearest centroids are looked
+       for in families of them, and taken until their lists hold POSTINGS passages, so that a frequent word does not
+       cost more than a rare one
     2. the best n_candidates, from centroid and residual: 16-bit tables of what a residual byte adds to each product.
        Below the highest effort only the tokens that may decide a score are read: those whose centroids are about as
        near to a query token as the nearest of their passage; and only the passages that may be among the k best, as
@@ -31,16 +32,13 @@ import numpy as np
 
 from xmlib.index import exact, kernels, residual, store
 from xmlib.index.pooling import pooled
-from xmlib.index.segment import ARRAYS, LISTS, WHOLE, Found, Segment, Tables, compress, packed
+from xmlib.index.segment import ARRAYS, LISTS, WHOLE, Found, Listing, Segment, Tables, compress, packed
 from xmlib.index.threads import Spread, alone, among, count, pool
 from xmlib.index.vectors import TokenVectors
 from xmlib.ragged import offsets_of
 
 KIND = "plaid-pq"
 CODEC = ("rotation", "centroids", "codebook", "gain_levels", "centroid_types", "centroid_families")
-PROBED = 256  # centroids per query token at most, where there are inverted lists
-POSTINGS = 5000  # passages in their lists, times k ** 0.6
-LISTED = 4  # passages out of the lists for each candidate
 PARTS = 8  # of one query, at most: handing out more of them takes longer than it saves
 FIRST = 4  # the part of the candidates, as a divisor, that tells which of the others have to be read
 SURE = 3.0  # standard deviations
@@ -104,8 +102,7 @@ class PlaidIndex:
         n_candidates, n_rescored, reach = limits(k, effort, n_candidates, n_rescored)
         if n_probe is not None and all(segment.lists is None for segment in self.segments):
             raise ValueError(f"n_probe={n_probe}: {self.stored.path} has no inverted lists, every passage is looked at")
-        n_postings = math.ceil(POSTINGS * k**0.6) if n_probe is None else np.iinfo(np.int64).max
-        listing = (n_probe or PROBED, n_postings, LISTED * n_candidates)
+        listing = Listing.of(k, n_candidates, self._starts[-1], n_probe)
         scores_Ak = np.full((len(q_ASH), k), -np.inf, dtype=np.float32)
         positions_Ak = np.full((len(q_ASH), k), -1)
         for segment in self.segments:
@@ -131,7 +128,7 @@ class PlaidIndex:
         k: int,
         n_candidates: int,
         n_rescored: int,
-        listing: tuple[int, int, int],
+        listing: Listing,
         reach: float,
         spread: Spread,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +137,8 @@ class PlaidIndex:
             tables = self._spare.pop()
         except IndexError:  # asking first whether there is one would let two threads take the last
             tables = Tables(self.codec, self._starts[-1])
-        tables.fill(q_SH, reach, spread)
+        lists = any(segment.uses_lists(len(q_SH), listing) for segment in self.segments)
+        tables.fill(q_SH, reach, listing.n_families if lists else None, spread)
 
         found, ends = [], [0]
         for segment in self.segments:

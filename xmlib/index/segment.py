@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,14 @@ from xmlib.index.threads import Spread, alone
 from xmlib.ragged import offsets_of, rows_of
 
 WHOLE = 10_000_000  # tokens up to which codes are unpacked in memory, and the first stage may look at every passage
-LISTS = 4_000_000  # tokens from which on there are inverted lists
-MOST = 1 / 4  # of the passages; to look at them all is quicker than to look for more than these
+LISTS = 2_000_000  # tokens from which on there are inverted lists
+MOST = 1 / 4  # of the tokens; to look at them all is quicker than to go through lists of more passages than these
 CACHE_LINE = 64  # bytes
-FAMILIES = 16  # of centroids, for each query token
+FAMILIES = 4  # of centroids, for each query token, times k ** 0.3
+PROBED = 256  # centroids of these at most
+POSTINGS = 150  # passages in their lists, times the fourth root of all passages, times k ** 0.65
+UNSEEN = 2 / 3  # of what a query token's last list adds, which a passage in none of its lists is taken to have
+LISTED = (1.5, 10)  # passages out of the lists, for each candidate and for each of the k
 LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
 RUN = 10_000  # passages in memory while a segment is written anew
 TOKEN_ARRAYS = ("codes", "gains", "residuals", "fine")  # a row or so many bits for each token; fine is the side file
@@ -43,12 +48,12 @@ class Tables:
         self.gains = np.rint(codec.gain_levels * 2**15).astype(np.int32)
         self.score_B = np.empty(n_passages, np.int32)  # of all segments
         C = len(codec.centroids_CH)
-        self.near_N = np.arange(C)  # centroids that inverted lists are looked at for
+        self.every_C = np.arange(C)
         self.known_C = np.zeros(-(-C // kernels.LANES) * kernels.LANES, np.uint8)  # 1: has rows in the tables
         self.L = 0
 
-    def fill(self, q_SH: np.ndarray, reach: float, spread: Spread) -> None:
-        """Those of one rotated query of real tokens only, with the centroids near to it."""
+    def fill(self, q_SH: np.ndarray, reach: float, n_families: int | None, spread: Spread) -> None:
+        """Those of one rotated query of real tokens only, with all centroids or those of so many near families."""
         self.S, H = q_SH.shape
         self._fit(-(-self.S // kernels.LANES) * kernels.LANES)
         self.q_LH = np.zeros((self.L, H), np.float32)
@@ -60,8 +65,9 @@ class Tables:
 
         self.query = kernels.paired_query(self.q_LH)
         low_L = (self.mean_H @ q_HL * self.factor).astype(np.int16)
-        if self.codec.families is not None:
-            self.near_N = self._near(self.codec.families, low_L)
+        self.near_N = self.every_C
+        if self.codec.families is not None and n_families is not None:
+            self.near_N = self._near(self.codec.families, n_families, low_L)
         self._multiply(self.codec.paired_centroids, self.near_N, self.table_CL, spread)
         self.range = _byte_range(self.table_CL, self.near_N, low_L)
         kernels.to_bytes(self.table_CL, self.near_N, *self.range, self.bytes_CL)
@@ -77,12 +83,12 @@ class Tables:
         self._multiply(self.codec.paired_centroids, missing_N, self.table_CL, spread)
         kernels.to_bytes(self.table_CL, missing_N, *self.range, self.bytes_CL)
 
-    def _near(self, families: residual.Families, low_L: np.ndarray) -> np.ndarray:
-        """The centroids of the families that are nearest to each query token."""
+    def _near(self, families: residual.Families, n: int, low_L: np.ndarray) -> np.ndarray:
+        """The centroids of the n families that are nearest to each query token."""
         every_G = np.arange(len(families.means_GH))
         self._multiply(families.paired, every_G, self.table_GL, alone)
         kernels.to_bytes(self.table_GL, every_G, *_byte_range(self.table_GL, every_G, low_L), self.bytes_GL)
-        nearest_N, _, _ = kernels.highest(self.bytes_GL, every_G, self.S, FAMILIES, self.threshold_L)
+        nearest_N, _, _ = kernels.highest(self.bytes_GL, every_G, self.S, n, self.threshold_L)
         rows_N, _ = rows_of(families.offsets_G1, np.unique(nearest_N))
         return families.members_C.take(rows_N)
 
@@ -120,6 +126,23 @@ def _in_lines(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+class Listing(NamedTuple):
+    """How much of the inverted lists a search goes through."""
+
+    n_families: int  # of centroids that each query token is compared with
+    n_probe: int  # of these centroids, for each query token, at most
+    n_postings: int | None  # passages in their lists, for each query token, about; None for no limit
+    n_passages: int  # that come out of them
+
+    @classmethod
+    def of(cls, k: int, n_candidates: int, n_indexed: int, n_probe: int | None) -> "Listing":
+        """What finds the candidates for the k best of n_indexed passages; lists of n_probe centroids if given."""
+        n_postings = math.ceil(POSTINGS * n_indexed**0.25 * k**0.65) if n_probe is None else None
+        for_candidate, for_wanted = LISTED
+        n_passages = math.ceil(for_candidate * n_candidates + for_wanted * k)
+        return cls(math.ceil(FAMILIES * k**0.3), n_probe or PROBED, n_postings, n_passages)
+
+
 @dataclass
 class Found:
     """The passages that a first stage scored, and where their codes are."""
@@ -154,13 +177,16 @@ class Segment:
     def n_live(self) -> int:
         return len(self) - len(self.gone_N)
 
-    def approximate(self, tables: Tables, score_B: np.ndarray, listing: tuple[int, int, int], spread: Spread) -> Found:
-        """The first stage: all passages, or those that the inverted lists speak for most. Scores go to score_B.
+    def uses_lists(self, S: int, listing: Listing) -> bool:
+        """Whether a query of S tokens goes through inverted lists: where there are some, unless they take longer."""
+        if self.lists is None or not self._is_unpacked or listing.n_postings is None:
+            return self.lists is not None
+        return S * listing.n_postings <= MOST * len(self.residuals_TR)
 
-        `listing`: at most so many centroids for each query token, so many passages in their lists, and so many in all.
-        """
-        everything = self.lists is None or (self._is_unpacked and listing[-1] > MOST * len(self))
-        found = self._everything if everything else self._listed(tables, *listing, spread)
+    def approximate(self, tables: Tables, score_B: np.ndarray, listing: Listing, spread: Spread) -> Found:
+        """The first stage: all passages, or those that the inverted lists speak for most. Scores go to score_B."""
+        everything = not self.uses_lists(tables.S, listing)
+        found = self._everything if everything else self._listed(tables, listing, spread)
         score_N = score_B[: len(found.position_N)]
         tables.complete(self._used_N if everything else found.codes_T, spread)
 
@@ -238,17 +264,20 @@ class Segment:
     def _gains_T(self) -> np.ndarray:
         return residual.unpack_codes(self.arrays["gains"], residual.GAIN_BITS, 0, len(self.residuals_TR))
 
-    def _listed(self, tables: Tables, n_probe: int, n_postings: int, n: int, spread: Spread) -> Found:
-        """The n passages that the inverted lists of the centroids nearest to each query token speak for most."""
+    def _listed(self, tables: Tables, listing: Listing, spread: Spread) -> Found:
+        """The passages that the inverted lists of the centroids nearest to each query token speak for most."""
         if tables.S >= 1 << kernels.TOKEN_BITS:
             raise ValueError(
                 f"a query of {tables.S} tokens; inverted lists take {(1 << kernels.TOKEN_BITS) - 1} at most"
             )
         cell_N, above_N, start_S1 = kernels.highest(
-            tables.bytes_CL, tables.near_N, tables.S, n_probe, tables.threshold_L
+            tables.bytes_CL, tables.near_N, tables.S, listing.n_probe, tables.threshold_L
         )
-        stop_S = kernels.ends_within(cell_N, start_S1, self._size_C, n_postings)
-        n_blocks, parts = _blocks(len(self)), {}
+        stop_S = start_S1[1:]
+        if listing.n_postings is not None:
+            stop_S = kernels.ends_within(cell_N, start_S1, self._size_C, listing.n_postings)
+        kernels.less_unseen(above_N, start_S1, stop_S, UNSEEN)
+        n, n_blocks, parts = listing.n_passages, _blocks(len(self)), {}
 
         def look(blocks: slice) -> None:
             span = (blocks.start, blocks.stop)
