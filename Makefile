@@ -41,7 +41,7 @@ bench: $(READY) ## speed of encoding and of a training step beside stock transfo
 	$(RUN) -m benchmarks.training
 
 bench-engines: $(READY) ## our indexes beside brute force and peers="<Pythons that have some>"; vectors=<what benchmarks.vectors wrote>
-	$(RUN) benchmarks/engines.py $(if $(vectors),$(vectors),--generate 20000) $(if $(peers),--peers $(peers))
+	$(RUN) benchmarks/engines.py $(or $(vectors),--generate 20000) $(if $(peers),--peers $(peers)) --record RECORDS.md
 
 check: $(READY) ## style, and the tests that take seconds
 	$(RUN) -m ruff check .

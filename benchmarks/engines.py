@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -415,6 +416,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=[], help="Pythons that have peers")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "engines.json")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is built there, and take it from there")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables into this page, as RECORDS.md")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -442,12 +444,21 @@ def main() -> None:
     data["vectors"], data["queries"] = data["vectors"].astype(np.float16), data["queries"].astype(np.float32)
 
     sys.path.insert(0, str(ROOT))
+    from benchmarks import records
+    from xmlib import stages
     from xmlib.index import exact
     from xmlib.index.vectors import TokenVectors
 
     A, S, H = data["queries"].shape
     words = f"{A} queries of {data['query_lengths'].mean():.0f} tokens"
-    print(f"{B:,} passages, {len(data['vectors']):,} tokens x {H}, {words}, {_processor()}", flush=True)
+    about = {
+        "data": f"{B:,} passages, {len(data['vectors']):,} tokens x {H}, {words}",
+        "processor": _processor(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": stages.commit(),
+        "command": shlex.join(["python", "benchmarks/engines.py", *sys.argv[1:]]),
+    }
+    print(f"{about['data']}, {about['processor']}", flush=True)
     mask_AS = np.arange(S) < data["query_lengths"][:, None]
     vectors = TokenVectors(data["vectors"], data["offsets"])
     data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
@@ -457,6 +468,7 @@ def main() -> None:
             if name in data:
                 np.save(work / f"{name}.npy", data[name])
         built = _build_all(names, work, args.peers, _fingerprint(data))
+        about["versions"] = {name: _version(python, name) for name, (python, _, _) in built.items()}
         for threads in args.threads:
             engines = []
             for name, (python, folder, _) in built.items():
@@ -469,9 +481,13 @@ def main() -> None:
             for engine in engines:
                 engine.close()
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(rows, indent=1))
+            args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
             _print([row for row in rows if row["threads"] == threads])
-    print(f"\n{args.out}")
+    if rows:
+        text = records.described(about, rows)
+        print(f"\n{text}\n\n{args.out}")
+        if args.record:
+            records.keep(args.record, about, text)
 
 
 def _build_all(names: list[str], work: Path, peers: list[str], fingerprint: str) -> dict[str, tuple[str, Path, dict]]:
@@ -515,6 +531,13 @@ def _fingerprint(data: dict) -> str:
         if name in data:
             digest.update(data[name][:: max(len(data[name]) // 10_000, 1)].tobytes())
     return digest.hexdigest()
+
+
+def _version(python: str, distribution: str) -> str:
+    """Of a peer that is installed there; empty for what is ours."""
+    asked = f"import importlib.metadata as m; print(m.version({distribution!r}))"
+    found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    return found.stdout.strip() if not found.returncode else ""
 
 
 def _has(python: str, module: str) -> bool:

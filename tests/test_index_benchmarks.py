@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_plaid import overlap, realistic
 
-from benchmarks import engines, scale
+from benchmarks import engines, records, scale
 from xmlib.index import exact
 from xmlib.paths import ROOT
 
@@ -98,10 +98,14 @@ def test_engines_are_built_and_asked_in_turns(tmp_path, data):
     np.savez(tmp_path / "vectors.npz", **data)
     command = [sys.executable, ROOT / "benchmarks" / "engines.py", tmp_path / "vectors.npz", "--out", tmp_path / "out"]
     command += ["--threads", "1", "--engines", "ours, 2 bits + 8 to rescore; brute force; xtr-warp-rs"]
+    command += ["--record", page := tmp_path / "page.md"]
+    page.write_text("# Records\n\n## What did not work\n\nMuch.\n")
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "xtr-warp-rs: not installed" in done.stdout
-    rows = json.loads((tmp_path / "out").read_text())
+    about, rows = json.loads((tmp_path / "out").read_text()).values()
+    text = records.described(about, rows)
+    assert text in page.read_text() and page.read_text().endswith("<!-- end -->\n\n## What did not work\n\nMuch.\n")
     assert len(rows) == 3 * (4 + 1)  # depths, settings
     for row in rows:
         assert row["CPU ms"] > 0 and row["batch/CPU s"] > 0
@@ -109,3 +113,51 @@ def test_engines_are_built_and_asked_in_turns(tmp_path, data):
             assert row["R@k"] == row["MRR@10"] == 1
         else:
             assert row["build, CPU s"] > 0 and row["R@k"] >= 0.9 and row["R@k of codes"] >= 0.9
+
+
+def row(engine, setting, threads, k, ms, recall, size=36.0, build=10.0):
+    return {
+        "engine": engine, "setting": setting, "threads": threads, "k": k, "CPU ms": ms, "ms": ms / threads,
+        "R@k": recall, "MRR@10": 0.5, "bytes/token": size, "build, CPU s": build, "GiB at peak": 0.3,
+    }  # fmt: skip
+
+
+def test_a_peer_is_compared_with_our_cheapest_setting_that_finds_as_much():
+    rows = [
+        made
+        for threads in (1, 2)
+        for made in (
+            row("ours, 2 bits", "effort 1", threads, 10, 2, 0.95),
+            row("ours, 2 bits", "effort 2", threads, 10, 4, 0.98),
+            row("ours, rescored", "effort 1", threads, 10, 3, 0.98, 164, 20),
+            row("peer", "cheap", threads, 10, 10, 0.95, 81, 1000),
+            row("peer", "dear", threads, 10, 600, 0.97, 81, 1000),
+            row("brute force", "float32", threads, 10, 300, 1.0, 0, 0.001),
+        )
+    ]
+    cheap, dear, brute = records.ratios(rows)
+    assert cheap == {
+        "peer, setting": "peer, cheap",
+        "one thread: k = 10": "5x",
+        "2 threads: k = 10": "5x",
+        "build, CPU": "50x",
+    }
+    assert dear["one thread: k = 10"] == "200x"
+    assert brute == {"peer, setting": "brute force, float32", "one thread: k = 10": "–", "2 threads: k = 10": "–"}
+    line = records.table(rows)[4]
+    assert line["engine, setting"] == "peer, dear" and line["2 threads: k = 10"] == "300 / 0.970"
+    assert (line["bytes/token"], line["build, CPU s"]) == ("81", "1,000")
+
+
+def test_a_run_on_the_same_data_and_processor_replaces_its_block_and_nothing_else(tmp_path):
+    page = tmp_path / "RECORDS.md"
+    page.write_text("# Records\n\nBefore.\n\n## What did not work\n\nAfter.\n")
+    one, two = ({"data": data, "processor": "(a) processor"} for data in ("10 passages", "20 passages"))
+    records.keep(page, one, "first \\1")
+    records.keep(page, two, "second")
+    records.keep(page, one, "third")
+    assert page.read_text() == (
+        "# Records\n\nBefore.\n\n## Engines, as last measured\n\n"
+        "<!-- engines: 10 passages; (a) processor -->\nthird\n<!-- end -->\n\n"
+        "<!-- engines: 20 passages; (a) processor -->\nsecond\n<!-- end -->\n\n## What did not work\n\nAfter.\n"
+    )
