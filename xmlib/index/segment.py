@@ -23,11 +23,11 @@ from xmlib.ragged import offsets_of, rows_of
 
 WHOLE = 10_000_000  # tokens up to which codes are unpacked in memory, and the first stage may look at every passage
 LISTS = 2_000_000  # tokens from which on there are inverted lists
-MOST = 1 / 4  # of the tokens; to look at them all is quicker than to go through lists of more passages than these
+MOST = 1 / 6  # of the tokens; to look at them all is quicker than to go through lists of more passages than these
 CACHE_LINE = 64  # bytes
-FAMILIES = 4  # of centroids, for each query token, times k ** 0.3
+FAMILIES = 5  # of centroids, for each query token, times k ** 0.2
 PROBED = 256  # centroids of these at most
-POSTINGS = 150  # passages in their lists, times the fourth root of all passages, times k ** 0.65
+POSTINGS = 180  # passages in their lists, times the fourth root of all passages, times k ** 0.6
 UNSEEN = 2 / 3  # of what a query token's last list adds, which a passage in none of its lists is taken to have
 LISTED = (1.5, 10)  # passages out of the lists, for each candidate and for each of the k
 LIST_BYTES = 256 << 20  # of inverted lists in memory while they are built
@@ -137,10 +137,10 @@ class Listing(NamedTuple):
     @classmethod
     def of(cls, k: int, n_candidates: int, n_indexed: int, n_probe: int | None) -> "Listing":
         """What finds the candidates for the k best of n_indexed passages; lists of n_probe centroids if given."""
-        n_postings = math.ceil(POSTINGS * n_indexed**0.25 * k**0.65) if n_probe is None else None
+        n_postings = math.ceil(POSTINGS * n_indexed**0.25 * k**0.6) if n_probe is None else None
         for_candidate, for_wanted = LISTED
         n_passages = math.ceil(for_candidate * n_candidates + for_wanted * k)
-        return cls(math.ceil(FAMILIES * k**0.3), n_probe or PROBED, n_postings, n_passages)
+        return cls(math.ceil(FAMILIES * k**0.2), n_probe or PROBED, n_postings, n_passages)
 
 
 @dataclass
