@@ -160,3 +160,18 @@ def test_an_empty_document_sends_no_gradient():
     maxsim(q, d, torch.ones(1, 2, dtype=torch.bool), mask)[0, 0].backward()
     assert torch.equal(q.grad, torch.ones(1, 2, 3))
     assert (d.grad[1] == 0).all()
+
+
+@pytest.mark.gpu
+def test_the_fused_kernel_gives_the_scores_and_gradients_of_the_plain_one():
+    pytest.importorskip("late_interaction_kernels")
+    arrays = random_case(5, A=4, S=32, H=128, lengths=(150, 1, 70, 0))[:4]
+    q_ASH, q_mask_AS, d_BTH, d_mask_BT = (torch.from_numpy(array).cuda() for array in arrays)
+    found = []
+    for score in (maxsim, scoring._TiledMaxsim.apply):
+        q, d = q_ASH.clone().requires_grad_(), d_BTH.clone().requires_grad_()
+        score_AB = score(q, d, q_mask_AS, d_mask_BT)[:, :3]  # the last document is empty
+        score_AB.square().sum().backward()
+        found.append((score_AB.detach(), q.grad, d.grad[:3]))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-2, rtol=1e-2)  # of products in TensorFloat-32

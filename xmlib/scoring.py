@@ -29,7 +29,9 @@ def maxsim(q_ASH: torch.Tensor, d_BTH: torch.Tensor, q_mask_AS: torch.Tensor, d_
     if q_ASH.is_cuda and _fused_kernels():
         from late_interaction_kernels import maxsim as fused
 
-        score_AB = fused(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
+        # What it would choose by itself may round the gradients of float32 to 16 bits.
+        backward = "unified" if q_ASH.dtype == torch.float32 else None
+        score_AB = fused(q_ASH, d_BTH, q_mask_AS, d_mask_BT, backward=backward)
     else:
         score_AB = _TiledMaxsim.apply(q_ASH, d_BTH, q_mask_AS, d_mask_BT)
     return score_AB.masked_fill(~d_mask_BT.any(dim=-1), -torch.inf)  # even for a query with no real token
