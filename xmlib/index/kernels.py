@@ -868,8 +868,8 @@ def listed(cell_N, above_N, start_S, stop_S, posting_at, postings, n_blocks, blo
                     b = np.intp(item(postings, j))
                     tally = item(tally_B, b)
                     token = tally & np.int32((1 << TOKEN_BITS) - 1)
-                    if token != own:
-                        put(tally_B, b, np.int32(tally + (adds - token)))
+                    # No branch: which passages came before cannot be guessed.
+                    put(tally_B, b, np.int32(tally + (adds - token)) if token != own else tally)
         while g < len(gone_N) and gone_N[g] < (p + 1) * BLOCK:
             if gone_N[g] >= p * BLOCK:
                 tally_B[gone_N[g] - p * BLOCK] = 0
