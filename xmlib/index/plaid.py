@@ -146,6 +146,7 @@ class PlaidIndex:
             found.append(segment.approximate(tables, score_B, listing, spread))
             ends.append(ends[-1] + len(found[-1].position_N))
         best_N = kernels.best(tables.score_B[: ends[-1]], n_candidates)
+        tables.add_residuals()
         score_N = self._rerank(tables, found, ends, best_N, n_rescored if self.rescores else k, reach, spread)
         position_N = np.empty(len(best_N), np.int64)
         for i, own in enumerate(_between(best_N, ends)):

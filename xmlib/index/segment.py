@@ -58,13 +58,12 @@ class Tables:
         self._fit(-(-self.S // kernels.LANES) * kernels.LANES)
         self.q_LH = np.zeros((self.L, H), np.float32)
         self.q_LH[: self.S] = q_SH
-        q_HL = np.ascontiguousarray(self.q_LH.T)
         # 16 bits must hold the product with any decoded vector.
         longest = np.linalg.norm(q_SH, axis=1).max(initial=1e-6)
         self.factor = np.float32(32767 / (1.01 * self.codec.longest * longest))
 
         self.query = kernels.paired_query(self.q_LH)
-        low_L = (self.mean_H @ q_HL * self.factor).astype(np.int16)
+        low_L = (self.q_LH @ self.mean_H * self.factor).astype(np.int16)
         self.near_N = self.every_C
         if self.codec.families is not None and n_families is not None:
             self.near_N = self._near(self.codec.families, n_families, low_L)
@@ -75,6 +74,10 @@ class Tables:
         self.known_C[self.near_N] = 1
         self.step = self.range[2] * self.factor / 2**15  # bytes in a product of 1
         self.margin = np.uint8(min(reach * self.codec.spread * longest * self.step, 255))
+
+    def add_residuals(self) -> None:
+        """What residual bytes add, just before it is read: the first stage would drive it out of the cache."""
+        q_HL = np.ascontiguousarray(self.q_LH.T)
         kernels.residual_table(self.codec.codebook_RWd, q_HL, self.factor, self.table_RWL)
 
     def complete(self, codes_N: np.ndarray, spread: Spread) -> None:
