@@ -38,7 +38,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (10, 100, 1000)
 TURNS = 4
-SPARED = 20
+SPARED = 8
 EXHAUSTIVE = "everything"  # the setting that shows what an engine's codes can find at best
 
 # --- engines. Each builds in a folder, and opens it: a function (list of queries (S, H), k) -> positions, by setting.
@@ -57,18 +57,21 @@ def build_ours(data, folder, **choices):
 def open_ours(data, folder, threads):
     from xmlib.index import plaid
 
-    index = plaid.open(folder / "index")
-    settings = {f"effort {effort}": {"effort": effort} for effort in plaid.EFFORTS}
+    index, whole = plaid.open(folder / "index"), plaid.open(folder / "index")
+    for segment in whole.segments:
+        segment.lists = None  # so that it looks at every passage
+    settings = {f"effort {effort}": (index, {"effort": effort}) for effort in plaid.EFFORTS}
     everything = {"effort": max(plaid.EFFORTS), "n_candidates": len(index.stored), "n_rescored": len(index.stored)}
+    settings[EXHAUSTIVE] = whole, everything
 
-    def setting(wanted):
+    def setting(index, wanted):
         def search(queries, k):
             q_ASH, q_mask_AS = _padded(queries)
             return index.search(q_ASH, q_mask_AS, k, threads=threads, **wanted)[1].tolist()
 
         return search
 
-    return {name: setting(wanted) for name, wanted in (settings | {EXHAUSTIVE: everything}).items()}
+    return {name: setting(*of) for name, of in settings.items()}
 
 
 def open_brute_force(data, folder, threads):
@@ -361,8 +364,12 @@ def reduced(data: dict, B: int) -> dict[str, np.ndarray]:
     return tokens | {"offsets": offsets} | there
 
 
-def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
-    """Every setting of every engine at every depth, in turns."""
+def compare(engines: list[Engine], data: dict, B: int, everything: dict[tuple[str, int], list]) -> list[dict]:
+    """Every setting of every engine at every depth, in turns.
+
+    `everything`: what engines find that score all, by name and depth; what is missing is asked for and kept there, as
+    it takes long and does not depend on threads.
+    """
     A = len(data["queries"])
     spans = [(A * turn // TURNS, A * (turn + 1) // TURNS) for turn in range(TURNS)]
     rows = []
@@ -376,7 +383,9 @@ def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
                 for name, values in engine.ask(setting, k, *span).items():
                     answers[engine, setting][name] += values
         batches = {key: key[0].ask(key[1], k, 0, A, batch=True) for key in asked}
-        everything = {e: e.ask(EXHAUSTIVE, k, 0, SPARED)["found"] for e in engines if EXHAUSTIVE in e.settings}
+        for engine in engines:
+            if EXHAUSTIVE in engine.settings and (engine.name, k) not in everything:
+                everything[engine.name, k] = engine.ask(EXHAUSTIVE, k, 0, SPARED)["found"]
         for (engine, setting), answer in answers.items():
             found, batch = answer["found"], batches[engine, setting]
             row = {"engine": engine.name, "setting": setting, "threads": engine.threads, "k": k}
@@ -384,9 +393,8 @@ def compare(engines: list[Engine], data: dict, B: int) -> list[dict]:
             row["p95 CPU ms"] = 1000 * np.quantile(answer["cpu"], 0.95)
             row["batch/CPU s"], row["batch/s"] = A / sum(batch["cpu"]), A / sum(batch["wall"])
             row["R@k"] = _shared(found, data["truth"], k)
-            if engine in everything:
-                row["R@k of codes"] = _shared(found, everything[engine], k)
-                row["of codes at best"] = _shared(everything[engine], data["truth"], k)
+            if (best := everything.get((engine.name, k))) is not None:
+                row["R@k of codes"], row["of codes at best"] = _shared(found, best, k), _shared(best, data["truth"], k)
             if "relevant" in data:
                 ranks = [
                     f[:10].index(r) + 1 if r in f[:10] else 0 for f, r in zip(found, data["relevant"], strict=True)
@@ -462,7 +470,7 @@ def main() -> None:
     mask_AS = np.arange(S) < data["query_lengths"][:, None]
     vectors = TokenVectors(data["vectors"], data["offsets"])
     data["truth"] = exact.search(vectors, data["queries"], mask_AS, min(max(DEPTHS), B))[1]
-    rows = []
+    rows, everything = [], {}
     with _workplace(args.keep) as work:
         for name in ("vectors", "offsets", "types", "queries", "query_lengths"):
             if name in data:
@@ -476,7 +484,7 @@ def main() -> None:
                     engines.append(Engine(name, python, work, folder, threads))
                 except ValueError:  # no settings: it ended before it could say any
                     print(f"{name}: {_last_line(work / f'{name}.log')}", flush=True)
-            for row in compare(engines, data, B):
+            for row in compare(engines, data, B, everything):
                 rows.append(row | built[row["engine"]][2])
             for engine in engines:
                 engine.close()
