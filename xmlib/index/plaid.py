@@ -90,9 +90,9 @@ class PlaidIndex:
         """The k best passages of each query: scores_Ak (float32), positions_Ak (int64), best first, ties by position.
 
         `effort`, 1 to 4, trades time for recall: of exact search's top 10, 100 and 1,000 over 2.6 million real tokens
-        (record S11) every effort found 0.99 with the side file; without it effort 1 found 0.97 and the others 0.98.
-        Effort 4 reads every candidate with all its tokens. The rest is for experts, and follows from k and effort where
-        it is not given.
+        (record S20) effort 1 found 0.98 to 0.99 with the side file and the others 0.99; without it effort 1 found 0.97
+        to 0.98 and the others 0.98 to 0.99. Effort 4 reads every candidate with all its tokens. The rest is for
+        experts, and follows from k and effort where it is not given.
 
         Where fewer than k passages are found the row ends in -inf and -1. Queries are shared among `threads`, by
         default OMP_NUM_THREADS or the number of processors; fewer queries than that are each shared among all of them.
