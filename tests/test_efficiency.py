@@ -9,7 +9,7 @@ import pytest
 
 from tests import toys
 from tests.test_pipeline import toy_collection
-from xmlib import efficiency, reporting, systems, tables
+from xmlib import efficiency, processes, reporting, systems, tables
 from xmlib.index import lucene, threads
 from xmlib.models import ColbertXM, DprXM
 from xmlib.systems import BM25, System
@@ -92,7 +92,7 @@ def test_what_was_measured_fits_the_table_and_the_pictures(measured, tmp_path, m
 def test_the_clock_runs_on_one_thread(monkeypatch):
     for asked in (None, "2"):
         monkeypatch.setenv("OMP_NUM_THREADS", asked) if asked else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        with efficiency._one_thread():
+        with processes.one_thread():
             assert threads.count() == 1
         assert os.environ.get("OMP_NUM_THREADS") == asked
 

@@ -158,15 +158,16 @@ def test_the_commit_is_unknown_outside_of_git(tmp_path, monkeypatch):
     assert stages.commit() == "unknown"
 
 
-def test_a_commit_is_dirty_by_changed_code_and_not_by_the_figures_that_notebooks_write(tmp_path, monkeypatch):
+def test_a_commit_is_dirty_by_changed_code_and_not_by_what_notebooks_and_benchmarks_write(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "ROOT", tmp_path)
     (tmp_path / "figures").mkdir()
-    files = [tmp_path / "code.py", tmp_path / "figures" / "table.csv"]
+    files = [tmp_path / "code.py", tmp_path / "figures" / "table.csv", tmp_path / "RECORDS.md"]
     for file in files:
         file.write_text("before")
     for arguments in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    files[1].write_text("after")
+    for file in files[1:]:
+        file.write_text("after")
     assert re.fullmatch("[0-9a-f]{12}", stages.commit())
     files[0].write_text("after")
     assert stages.commit().endswith("-dirty")

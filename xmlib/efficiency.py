@@ -11,7 +11,6 @@ Beside every latency stands the share of what exact search finds that the engine
 queries. Exact search scores every passage, from the same uncompressed vectors or term weights.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xmlib import notebook, stages, systems
+from xmlib import notebook, processes, stages, systems
 from xmlib.data.collection import Collection
 from xmlib.evaluation import Run, evaluate
 from xmlib.index import analysis
@@ -259,7 +258,7 @@ def _timed(found: Iterable[Engine], asked: Collection, k: int, gpu: bool) -> Ite
 def _clocked(call: Callable, inputs: Sequence, clock: Callable[[], float]) -> tuple[list, np.ndarray]:
     """What the call makes of each input, and the milliseconds that took on one thread."""
     results, ms_A = [], np.empty(len(inputs))
-    with _one_thread():
+    with processes.one_thread():
         began, warm = clock(), 0
         while clock() - began < WARM:
             call(inputs[warm % len(inputs)])
@@ -290,28 +289,10 @@ def _quality(answers: Sequence[np.ndarray], asked: Collection) -> float:
     return float(evaluate(Run("engine", rankings), asked.qrels, [QUALITY])[QUALITY].mean())
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For PyTorch, for what NumPy and faiss compute with, and for our own, which `index.threads` counts."""
-    from threadpoolctl import threadpool_limits
-
-    before, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-        os.environ.pop("OMP_NUM_THREADS")
-        if asked is not None:
-            os.environ["OMP_NUM_THREADS"] = asked
-
-
 def _device(gpu: bool) -> str:
     if gpu:
         return notebook.device_name()
-    with _one_thread():
+    with processes.one_thread():
         return notebook.processor_name()
 
 

@@ -136,25 +136,40 @@ def _fresh() -> BaseContext:
 
 def _begin(side_by_side: int, environment: dict[str, str]) -> None:
     """One thread, and silence: what goes wrong comes back as the exception of its task. Die with the parent."""
+    global sharing
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)  # as it is now; the server has that of when it was started
     threading.Thread(target=_outlive_nobody, daemon=True).start()
-    _take_one_thread(side_by_side)
+    sharing = side_by_side
+    _take_one_thread()
     sys.stdout = sys.stderr = open(os.devnull, "w")
 
 
-def _take_one_thread(side_by_side: int):
-    """For a process that is one of so many. Returns what gives NumPy's matrix products their threads back."""
+def _take_one_thread():
+    """Returns what gives NumPy's matrix products their threads back."""
     import torch
     from threadpoolctl import threadpool_limits
 
-    global sharing
-    sharing = side_by_side
     os.environ["OMP_NUM_THREADS"] = "1"  # for search; what follows is loaded already
     torch.set_num_threads(1)
     return threadpool_limits(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One for PyTorch, for what NumPy and faiss compute with, and for our own kernels; then as many as before."""
+    import torch
+
+    threads, told = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    try:
+        with _take_one_thread():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("OMP_NUM_THREADS", None)
+        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
 
 
 @contextmanager
@@ -163,16 +178,13 @@ def _like_them(side_by_side: int) -> Iterator[None]:
     import torch
 
     global sharing
-    before, threads, told = sharing, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    before, sharing = sharing, side_by_side
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            with _take_one_thread(side_by_side), torch.random.fork_rng(devices=[]):
+            with one_thread(), torch.random.fork_rng(devices=[]):
                 yield
     finally:
         sharing = before
-        torch.set_num_threads(threads)
-        os.environ.pop("OMP_NUM_THREADS", None)
-        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
 
 
 def _outlive_nobody() -> None:

@@ -109,14 +109,15 @@ def fingerprint(folder: Path) -> str:
 def commit() -> str:
     """The checkout's commit, 12 digits; `unknown` outside of git.
 
-    With `-dirty` where tracked files differ from it. Not those in figures/, which every notebook writes.
+    With `-dirty` where tracked files differ from it. Not those in figures/, which notebooks write, and RECORDS.md,
+    which a benchmark writes.
     """
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!figures"]).returncode
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!figures", ":!RECORDS.md"]).returncode
     return head.stdout.strip() + ("-dirty" if changed else "")
 
 
