@@ -38,7 +38,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (10, 100, 1000)
 TURNS = 4
-SPARED = 8
+SPARED = 20
 EXHAUSTIVE = "everything"  # the setting that shows what an engine's codes can find at best
 
 # --- engines. Each builds in a folder, and opens it: a function (list of queries (S, H), k) -> positions, by setting.
@@ -464,6 +464,7 @@ def main() -> None:
         "processor": _processor(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": stages.commit(),
+        "spared": SPARED,
         "command": shlex.join(["python", "benchmarks/engines.py", *sys.argv[1:]]),
     }
     print(f"{about['data']}, {about['processor']}", flush=True)

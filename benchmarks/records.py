@@ -25,8 +25,8 @@ def described(about: dict, rows: list[dict]) -> str:
     return f"""### {about["data"]}; {about["processor"]}
 
 {about["date"]}, {about["commit"]}: `{about["command"]}`. {versions or "No peers"}. Medians of questions asked one
-at a time, in turns: ms / share of exact search's top k; CPU time on one thread, wall time on more. MRR@10 at k = 10,
-builds on one thread.
+at a time, in turns: ms / share of exact search's top k / share of what its codes find when all are scored (the first
+{about["spared"]} questions); CPU time on one thread, wall time on more. MRR@10 at k = 10, builds on one thread.
 
 {markdown(table(rows))}
 
@@ -42,7 +42,8 @@ def table(rows: list[dict]) -> list[dict]:
     for (engine, setting), own in _by(rows, "engine", "setting").items():
         line = {"engine, setting": f"{engine}, {setting}"}
         for row in own:
-            line[_column(row)] = f"{_number(_milliseconds(row))} / {row['R@k']:.3f}"
+            shares = [f"{row[name]:.3f}" for name in ("R@k", "R@k of codes") if name in row]
+            line[_column(row)] = " / ".join([_number(_milliseconds(row)), *shares])
         first = min(own, key=lambda row: (row["threads"], row["k"]))
         line["MRR@10"] = f"{first['MRR@10']:.3f}" if "MRR@10" in first else ""
         for name in ("bytes/token", "build, CPU s", "GiB at peak") if first.get("bytes/token") else ():
